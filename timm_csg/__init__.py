@@ -1,0 +1,50 @@
+"""Make existing timm models interpretable by training: ``timm_csg.differentiate(timm.create_model(...), num_classes)``."""
+
+from timm_csg.checkpoint import CheckpointError, from_pretrained, load_checkpoint, save_pretrained
+from timm_csg.mechanisms import (
+    ClassSpecificGate,
+    CSGConfig,
+    Mechanism,
+    MechanismConfig,
+    list_mechanisms,
+    register_mechanism,
+)
+from timm_csg.model import (
+    DifferentiatedModel,
+    PathOutputs,
+    differentiate,
+    is_differentiated,
+    plain,
+    undifferentiate,
+)
+from timm_csg.schedule import Alternating, Joint
+from timm_csg.stage import Stage, find_stage
+from timm_csg.training import Progress, TrainingMixin, param_groups
+from timm_csg.version import __version__
+
+__all__ = [
+    "Alternating",
+    "CSGConfig",
+    "CheckpointError",
+    "ClassSpecificGate",
+    "DifferentiatedModel",
+    "Joint",
+    "Mechanism",
+    "MechanismConfig",
+    "PathOutputs",
+    "Progress",
+    "Stage",
+    "TrainingMixin",
+    "__version__",
+    "differentiate",
+    "find_stage",
+    "from_pretrained",
+    "is_differentiated",
+    "list_mechanisms",
+    "load_checkpoint",
+    "param_groups",
+    "plain",
+    "register_mechanism",
+    "save_pretrained",
+    "undifferentiate",
+]

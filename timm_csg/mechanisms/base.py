@@ -1,0 +1,202 @@
+"""What a mechanism is: a small module between a timm model's last stage and its head, with a config and a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+HeadKind = Literal["linear", "pooled", "map"]
+
+
+class Head(NamedTuple):
+    """A timm model's own head, as a mechanism sees it.
+
+    Attributes:
+        kind: ``"linear"`` if the logits are ``pooled @ weight.T + bias`` with one pooled value per filter; ``"pooled"`` if
+            the head sees the map only through its spatial mean (pool → norm or MLP → classifier); ``"map"`` otherwise.
+        logits: timm's ``forward_head``, features → [batch, classes].
+        pooled: timm's ``forward_head(pre_logits=True)``, features → [batch, filters] where ``kind`` is ``"linear"``.
+        weight: Classifier weight [classes, filters] where ``kind`` is ``"linear"``, else None.
+        bias: Classifier bias [classes] or None.
+    """
+
+    kind: HeadKind
+    logits: Callable[[Tensor], Tensor]
+    pooled: Callable[[Tensor], Tensor]
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MechanismConfig:
+    """Options of a mechanism: frozen, validated on construction, and JSON in both directions."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a JSON-able dictionary."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MechanismConfig:
+        """Build a config from ``to_dict``'s output.
+
+        Raises:
+            ValueError: If a key is not an option of this mechanism (the message lists the valid ones), or a value is out
+                of its range.
+        """
+        valid = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(valid))
+        if unknown:
+            raise ValueError(f"{cls.__name__} has no option {', '.join(unknown)}; its options are {', '.join(valid)}.")
+        return cls(**values)
+
+
+class Mechanism(nn.Module):
+    """Base of all mechanisms; one module ``model.mechanism`` that sees the features on their way into timm's head.
+
+    Args:
+        num_filters: Filters of the stage.
+        num_classes: Classes of the classifier.
+        config: The mechanism's options.
+        channels_last: Whether 4-D features are [batch, height, width, filters]. 3-D features always hold the filters last.
+    """
+
+    acts_without_targets: ClassVar[bool] = False
+    """Whether ``forward`` changes the features at inference, when no targets are given."""
+    config_class: ClassVar[type[MechanismConfig]]
+    name: ClassVar[str]
+
+    def __init__(
+        self, num_filters: int, num_classes: int, config: MechanismConfig, *, channels_last: bool = False
+    ) -> None:
+        super().__init__()
+        self.num_filters = num_filters
+        self.num_classes = num_classes
+        self.config = config
+        self.channels_last = channels_last
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the gated path can only be computed with targets."""
+        return True
+
+    @property
+    def reads_head(self) -> bool:
+        """Whether ``gated_logits`` looks at more of the head than ``head.logits``; only then is the head probed."""
+        return False
+
+    def forward(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Features of the same shape and layout, changed as the mechanism does for these targets; here not at all."""
+        return features
+
+    def gated_logits(self, features: Tensor, targets: Tensor | None, head: Head) -> Tensor:
+        """Logits [batch, classes] of the gated path; by default timm's head on ``self(features, targets)``."""
+        return head.logits(self(features, targets))
+
+    def losses(self, features: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
+        """The mechanism's own loss terms: named, unweighted scalars."""
+        return {}
+
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of ``"gated"``, the criterion on the gated logits, and of every name that ``losses`` returns."""
+        return {"gated": 1.0}
+
+    def project_(self) -> None:
+        """Bring the parameters back into their feasible set, after an optimizer step."""
+
+    def class_filter_matrix(self) -> Tensor | None:
+        """How much each filter serves each class, [classes, filters] in [0, 1], detached; None where undefined."""
+        return None
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of own parameters that weight decay must leave alone; all of them unless overridden."""
+        return {name for name, _ in self.named_parameters()}
+
+    def along_filters(self, rows: Tensor, features: Tensor) -> Tensor:
+        """``rows`` [batch or 1, filters], shaped to multiply ``features`` along its filters, in the features' dtype."""
+        rows = rows.to(features.dtype)
+        if features.ndim == 4 and not self.channels_last:
+            return rows[:, :, None, None]
+        return rows.reshape(rows.shape[0], *[1] * (features.ndim - 2), rows.shape[1])
+
+    def extra_repr(self) -> str:
+        return f"filters={self.num_filters}, classes={self.num_classes}, {self.config}"
+
+
+_MECHANISMS: dict[str, type[Mechanism]] = {}
+_MechanismT = TypeVar("_MechanismT", bound=type[Mechanism])
+
+
+def register_mechanism(name: str, config_class: type[MechanismConfig]) -> Callable[[_MechanismT], _MechanismT]:
+    """Class decorator: make a mechanism available as ``differentiate(model, mechanism=name)``.
+
+    Args:
+        name: The name, also written into checkpoints.
+        config_class: Its config dataclass; ``differentiate``'s options are its fields.
+
+    Raises:
+        ValueError: If the name is taken by another class.
+    """
+
+    def register(mechanism_class: _MechanismT) -> _MechanismT:
+        if name in _MECHANISMS:
+            raise ValueError(f"mechanism {name!r} is already registered by {_MECHANISMS[name].__qualname__}.")
+        mechanism_class.name = name
+        mechanism_class.config_class = config_class
+        _MECHANISMS[name] = mechanism_class
+        return mechanism_class
+
+    return register
+
+
+def list_mechanisms() -> list[str]:
+    """Names that ``differentiate(mechanism=...)`` accepts."""
+    return sorted(_MECHANISMS)
+
+
+def resolve_config(
+    mechanism: str | MechanismConfig, options: dict[str, Any]
+) -> tuple[type[Mechanism], MechanismConfig]:
+    """The mechanism class and validated config for a name with options, or for a ready config.
+
+    Raises:
+        ValueError: If the name is unknown, an option does not exist or is out of its range, or options come with a config.
+        TypeError: If ``mechanism`` is neither a name nor a config.
+    """
+    if isinstance(mechanism, MechanismConfig):
+        if options:
+            raise ValueError(f"give either a {type(mechanism).__name__} or options, but got both: {sorted(options)}.")
+        for mechanism_class in _MECHANISMS.values():
+            if type(mechanism) is mechanism_class.config_class:
+                return mechanism_class, mechanism
+        raise ValueError(f"{type(mechanism).__name__} belongs to no registered mechanism ({list_mechanisms()}).")
+    if not isinstance(mechanism, str):
+        raise TypeError(
+            f"mechanism must be a name ({', '.join(list_mechanisms())}) or a config, but is {type(mechanism)}."
+        )
+    if mechanism not in _MECHANISMS:
+        raise ValueError(f"unknown mechanism {mechanism!r}; known are {', '.join(list_mechanisms())}.")
+    mechanism_class = _MECHANISMS[mechanism]
+    return mechanism_class, mechanism_class.config_class.from_dict(options)
+
+
+def check_fraction(name: str, value: float, low: float = 0.0, high: float | None = None) -> None:
+    """Raise a ValueError unless ``value`` is a finite number from ``low`` to ``high``."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or value != value or value < low or value == float("inf") or (high is not None and value > high):
+        bounds = f"{low:g} or more" if high is None else f"between {low:g} and {high:g}"
+        raise ValueError(f"{name} must be a number, {bounds}, but is {value!r}.")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise a ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, but is {value!r}.")
+
+
+def describe(tensor: torch.Tensor) -> str:
+    """Dtype and shape of a tensor, for error messages."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {list(tensor.shape)}"

@@ -1,0 +1,322 @@
+"""``differentiate``: put a mechanism between a timm model's last stage and its head, in place, and take it out again.
+
+The model keeps its identity: its class becomes a subclass of its own class (as ``torch.nn.utils.parametrize`` and
+``fully_shard`` do it), one submodule ``model.mechanism`` is added, and only ``forward_head`` and ``forward`` change.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from timm_csg.mechanisms.base import Head, HeadKind, Mechanism, MechanismConfig, resolve_config
+from timm_csg.stage import check_supported, is_channels_last
+
+_logger = logging.getLogger(__name__)
+_PATHS = ("standard", "gated")
+
+
+class PathOutputs(NamedTuple):
+    """What ``model(images, targets, paths=...)`` returns.
+
+    Attributes:
+        standard: Logits [batch, classes] of the standard path, None if it was not asked for.
+        gated: Logits [batch, classes] of the gated path, None if it was not asked for.
+        losses: The mechanism's own loss terms, unweighted scalars by name; empty unless the gated path was asked for.
+    """
+
+    standard: Tensor | None
+    gated: Tensor | None
+    losses: dict[str, Tensor]
+
+
+class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: ignore[misc]
+    """What a model is an instance of after ``differentiate``, besides its own timm class.
+
+    ``model(images)`` is timm's own forward. ``model(images, targets)`` returns the gated path's logits.
+    ``model(images, targets, paths=("standard", "gated"))`` returns ``PathOutputs`` from one backbone pass.
+    """
+
+    mechanism: Mechanism
+    _plain_class: ClassVar[type[nn.Module]]
+    _head_kind: HeadKind | None = None
+
+    def forward(
+        self, x: Tensor, targets: Tensor | None = None, *, paths: Sequence[str] | None = None, **kwargs: Any
+    ) -> Tensor | PathOutputs:
+        """Logits, or ``PathOutputs`` if ``paths`` is given.
+
+        Args:
+            x: Images [batch, channels, height, width].
+            targets: Class indices [batch], soft or multi-hot targets [batch, classes], or None.
+            paths: Any of ``"standard"`` and ``"gated"``. Targets may be left out for mechanisms that need none.
+            **kwargs: What the timm model's own forward takes besides images.
+
+        Raises:
+            ValueError: If a path is unknown, or the gated path is asked for without the targets it needs.
+        """
+        if targets is None and paths is None:
+            return super().forward(x, **kwargs)
+        features = self.forward_features(x, **kwargs)
+        if paths is None:
+            return self.forward_head(features, targets=targets)
+        if not paths or any(path not in _PATHS for path in paths):
+            raise ValueError(f"paths must name one or both of {_PATHS}, but are {paths!r}.")
+        standard = self.forward_head(features) if "standard" in paths else None
+        if "gated" not in paths:
+            return PathOutputs(standard, None, {})
+        gated = self._gated_logits(features, targets)
+        return PathOutputs(standard, gated, self.mechanism.losses(features, targets))
+
+    def forward_head(self, features: Tensor, *args: Any, targets: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Timm's ``forward_head``, seen through the mechanism if there are targets or it needs none at inference."""
+        if targets is not None and not args and not kwargs:
+            return self._gated_logits(features, targets)
+        if targets is not None or self.mechanism.acts_without_targets:
+            features = self.mechanism(features, targets)
+        return super().forward_head(features, *args, **kwargs)
+
+    def _gated_logits(self, features: Tensor, targets: Tensor | None) -> Tensor:
+        if not isinstance(features, Tensor):
+            raise TypeError(
+                f"{self._plain_class.__name__} returned features of type {type(features).__name__} for this input; "
+                "the gated path needs one tensor (for NaFlex models: pass images, not a patch dictionary)."
+            )
+        if targets is None and self.mechanism.needs_targets:
+            raise ValueError(
+                f"the gated path of mechanism {self.mechanism.name!r} needs targets here: call model(images, targets), or "
+                "differentiate with gating='competitive', which needs none."
+            )
+        return self.mechanism.gated_logits(features, targets, self._head())
+
+    def _head(self) -> Head:
+        plain_head = super().forward_head
+        kind = self.head_kind if self.mechanism.reads_head else "map"
+        classifier = self.get_classifier() if kind == "linear" else None
+        return Head(
+            kind=kind,
+            logits=plain_head,
+            pooled=functools.partial(plain_head, pre_logits=True),
+            weight=None if classifier is None else classifier.weight.flatten(1),
+            bias=None if classifier is None else classifier.bias,
+        )
+
+    @property
+    def head_kind(self) -> HeadKind:
+        """How the logits depend on the map, see ``mechanisms.Head``; probed once on a small random map."""
+        if self._head_kind is None:
+            num_filters = self.mechanism.num_filters
+            with plain(self):
+                kind = _probe_head(self, num_filters)
+            if next(self.parameters()).device.type == "meta":
+                return kind  # cannot be probed yet; "map" is right for every head, only slower
+            self._head_kind = kind
+        return self._head_kind
+
+    def reset_classifier(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
+        """Timm's ``reset_classifier``; the mechanism is made anew with it, since its classes are no longer the same.
+
+        Raises:
+            ValueError: If ``num_classes`` is 0: without classes there is nothing to differentiate.
+        """
+        if num_classes < 1:
+            raise ValueError(
+                f"a differentiated model needs classes, but num_classes={num_classes}; undifferentiate() first."
+            )
+        super().reset_classifier(num_classes, *args, **kwargs)
+        self.mechanism = _make_mechanism(self, num_classes, type(self.mechanism), self.mechanism.config)
+        self._head_kind = None
+        _probe_in_advance(self)
+        _logger.info("classifier and mechanism %s made anew for %d classes", self.mechanism.name, num_classes)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Timm's own names and the mechanism's, so that optimizers leave the gate undecayed."""
+        plain_names = super().no_weight_decay() if hasattr(super(), "no_weight_decay") else ()
+        return {*plain_names, *(f"mechanism.{name}" for name in self.mechanism.no_weight_decay())}
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _new_instance, (self._plain_class,), self.__dict__
+
+
+@functools.cache
+def _differentiated_class(plain_class: type[nn.Module]) -> type[DifferentiatedModel]:
+    namespace = {"_plain_class": plain_class, "__doc__": plain_class.__doc__, "__module__": plain_class.__module__}
+    return type(f"Differentiated{plain_class.__name__}", (DifferentiatedModel, plain_class), namespace)
+
+
+def _new_instance(plain_class: type[nn.Module]) -> DifferentiatedModel:
+    """Rebuild an instance when copying or unpickling; the class itself is made on the fly and cannot be looked up."""
+    differentiated_class = _differentiated_class(plain_class)
+    return differentiated_class.__new__(differentiated_class)
+
+
+def differentiate(
+    model: nn.Module, num_classes: int | None = None, mechanism: str | MechanismConfig = "csg", **options: Any
+) -> DifferentiatedModel:
+    """Make a timm model interpretable by training: in place, returns the same object.
+
+    Without targets the model computes what it computed before (label gating and competitive gating: bit for bit). Do this
+    before making the optimizer, wrapping in DistributedDataParallel, or compiling.
+
+    Args:
+        model: Any timm classifier whose features are one tensor: 912 architectures with a map, 430 with tokens.
+        num_classes: Classes to learn; if it differs from the model's, the classifier is reset (with a log line). None: keep.
+        mechanism: Name of a mechanism, see ``list_mechanisms``, or its config.
+        **options: Fields of the mechanism's config, for example those of ``CSGConfig``.
+
+    Returns:
+        The same model, now also a ``DifferentiatedModel`` with ``model.mechanism``.
+
+    Raises:
+        TypeError: If the model is wrapped, compiled, headless or not a timm model.
+        ValueError: If it is already differentiated, its features are a list, or an option is wrong.
+
+    Example:
+        >>> import timm
+        >>> model = differentiate(timm.create_model("test_resnet"), num_classes=10)
+        >>> isinstance(model, timm.models.ResNet), model.mechanism.class_filter_matrix().shape
+        (True, torch.Size([10, 96]))
+    """
+    if isinstance(model, DifferentiatedModel):
+        raise ValueError(
+            f"the model is already differentiated (mechanism {model.mechanism.name!r}); undifferentiate() it first."
+        )
+    check_supported(model)
+    if hasattr(model, "mechanism"):
+        raise ValueError(
+            f"{type(model).__name__} already has an attribute 'mechanism'; rename it before differentiating."
+        )
+    mechanism_class, config = resolve_config(mechanism, options)
+    num_classes = model.num_classes if num_classes is None else num_classes
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"num_classes must be a whole number, 1 or more, but is {num_classes!r}; pass num_classes=...")
+    made = _make_mechanism(model, num_classes, mechanism_class, config)
+    if num_classes != model.num_classes:
+        _logger.info("reset the classifier from %d to %d classes", model.num_classes, num_classes)
+        model.reset_classifier(num_classes)
+    model.mechanism = made
+    model.__class__ = _differentiated_class(type(model))
+    _probe_in_advance(model)
+    return model
+
+
+def _make_mechanism(
+    model: nn.Module, num_classes: int, mechanism_class: type[Mechanism], config: MechanismConfig
+) -> Mechanism:
+    made = mechanism_class(model.num_features, num_classes, config, channels_last=is_channels_last(model))
+    like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    return made.to(device=like.device, dtype=like.dtype).train(model.training)
+
+
+def undifferentiate(model: nn.Module) -> nn.Module:
+    """Take the mechanism out again: in place, returns the same object with its own timm class and keys.
+
+    Raises:
+        ValueError: If the model is not differentiated.
+
+    Example:
+        >>> import timm
+        >>> type(undifferentiate(differentiate(timm.create_model("test_resnet")))).__name__
+        'ResNet'
+    """
+    if not isinstance(model, DifferentiatedModel):
+        raise ValueError(f"{type(model).__name__} is not differentiated, so there is nothing to undo.")
+    del model.mechanism
+    model.__dict__.pop("_head_kind", None)
+    model.__class__ = model._plain_class
+    return model
+
+
+def is_differentiated(model: nn.Module) -> bool:
+    """Whether ``differentiate`` has been applied to this model."""
+    return isinstance(model, DifferentiatedModel)
+
+
+@contextmanager
+def plain(model: nn.Module) -> Iterator[nn.Module]:
+    """Borrow the plain timm view of a model: inside the block it has timm's class and keys, afterwards the mechanism is back.
+
+    For tools that look at the class or the keys: TorchScript, FX, timm's own writers. A plain model passes through.
+
+    Example:
+        >>> import timm
+        >>> model = differentiate(timm.create_model("test_resnet"))
+        >>> with plain(model) as borrowed:
+        ...     "mechanism.gate" in borrowed.state_dict()
+        False
+    """
+    if not isinstance(model, DifferentiatedModel):
+        yield model
+        return
+    mechanism, differentiated_class = model.mechanism, type(model)
+    del model._modules["mechanism"]
+    model.__class__ = model._plain_class
+    try:
+        yield model
+    finally:
+        model.__class__ = differentiated_class
+        model._modules["mechanism"] = mechanism
+
+
+def _probe_in_advance(model: DifferentiatedModel) -> None:
+    """Probe the head outside of any compiled call, for the mechanisms that look into it."""
+    if model.mechanism.reads_head:
+        _ = model.head_kind
+
+
+@torch.no_grad()
+def _probe_head(model: nn.Module, num_filters: int) -> HeadKind:
+    """Find out, on a small random map, what kind of head a plain model has; modes and random state stay as they are."""
+    parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    if parameter.device.type == "meta":
+        return "map"
+    generator = torch.Generator().manual_seed(0)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        for shape in (
+            (1, 7, 7, num_filters) if is_channels_last(model) else (1, num_filters, 7, 7),
+            (1, 16, num_filters),
+        ):
+            features = torch.rand(shape, generator=generator).to(parameter)
+            channels_last = len(shape) == 3 or is_channels_last(model)
+            row = torch.rand(num_filters, generator=generator).to(parameter)
+            try:
+                return _head_kind(model, features, row if channels_last else row[:, None, None], row)
+            except (RuntimeError, ValueError, IndexError):
+                continue  # a head for tokens refuses a map, and the other way round
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return "map"
+
+
+def _head_kind(model: nn.Module, features: Tensor, row_of_map: Tensor, row: Tensor) -> HeadKind:
+    tolerance = 1e-3 if features.dtype in (torch.float32, torch.float64) else 5e-2
+
+    def same(found: Tensor, expected: Tensor) -> bool:
+        return bool((found - expected).abs().max() <= tolerance * (expected.abs().max() + 1e-6))
+
+    pooled = model.forward_head(features, pre_logits=True).flatten(1)
+    classifier = model.get_classifier()
+    is_linear = isinstance(classifier, nn.Linear) or (
+        isinstance(classifier, nn.Conv2d) and classifier.kernel_size == (1, 1) and classifier.groups == 1
+    )
+    if is_linear and classifier.weight.shape[1] == row.numel() == pooled.shape[1]:
+        logits = F.linear(pooled, classifier.weight.flatten(1), classifier.bias)
+        gated = model.forward_head(features * row_of_map, pre_logits=True).flatten(1)
+        if same(gated, pooled * row) and same(model.forward_head(features).flatten(1), logits):
+            return "linear"
+    if features.ndim == 4:
+        mean = features.mean(dim=(1, 2) if is_channels_last(model) else (2, 3), keepdim=True)
+        if same(model.forward_head(mean, pre_logits=True).flatten(1), pooled):
+            return "pooled"
+    return "map"

@@ -1,0 +1,232 @@
+"""Train a differentiated model in any loop: the extra loss terms, the schedule, the projection, the gate's own group."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.utils.model import unwrap_model
+from torch import Tensor, nn
+
+from timm_csg.model import DifferentiatedModel, PathOutputs
+from timm_csg.schedule import Alternating, Joint, Path
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training is.
+
+    Attributes:
+        epoch: The epoch last given to ``set_epoch``.
+        step: Optimizer steps done since the start of training.
+    """
+
+    epoch: int = 0
+    step: int = 0
+
+
+class TrainingMixin:
+    """Losses, schedule and projection for any training loop; mix it in, or use it as it is.
+
+    Example:
+        >>> import timm, timm_csg
+        >>> model = timm_csg.differentiate(timm.create_model("test_resnet"), num_classes=2).train()
+        >>> optimizer = torch.optim.SGD(timm_csg.param_groups(model, lr=0.1), lr=0.1)
+        >>> loop = TrainingMixin()
+        >>> loop.schedule = Joint()
+        >>> handle = loop.attach(optimizer, model)
+        >>> losses = loop.losses(model, torch.rand(2, 3, 32, 32), torch.tensor([0, 1]), nn.functional.cross_entropy)
+        >>> sorted(losses)
+        ['gated', 'gated_output', 'loss', 'output', 'sparsity', 'standard']
+        >>> losses["loss"].backward(); optimizer.step()
+        >>> model.mechanism.class_filter_matrix().amax(dim=0).unique()
+        tensor([1.])
+    """
+
+    schedule: Alternating | Joint = Alternating()
+    progress: Progress = Progress()  # frozen: replaced, never changed, since this one is shared by all instances
+
+    @property
+    def path(self) -> Path:
+        """The path of the coming step."""
+        return self.schedule.path(self.progress.epoch, self.progress.step)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the schedule which epoch begins, counted from 0."""
+        self.progress = replace(self.progress, epoch=epoch)
+
+    def losses(
+        self, model: nn.Module, images: Tensor, targets: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        """All losses of one batch on the path that the schedule asks for; the standard path if the model is in eval mode.
+
+        Args:
+            model: A differentiated model, also wrapped in DistributedDataParallel or compiled.
+            images: [batch, channels, height, width].
+            targets: Class indices [batch], soft or multi-hot targets [batch, classes].
+            criterion: Called with (logits, targets), returns a scalar.
+
+        Returns:
+            ``"loss"``: the weighted sum to back-propagate; ``"output"``: logits of the standard path, or of the gated one if
+            only that ran, and ``"gated_output"`` where it ran; ``"standard"``, ``"gated"`` and the mechanism's terms:
+            detached, unweighted scalars of what ran.
+
+        Raises:
+            TypeError: If the model is not differentiated.
+        """
+        mechanism = _inner(model).mechanism
+        path = self.path if model.training else "standard"
+        outputs: PathOutputs = model(images, targets, paths=("standard", "gated") if path == "both" else (path,))
+        terms = dict(outputs.losses)
+        if outputs.gated is not None:
+            terms["gated"] = criterion(outputs.gated, targets)
+        weights = mechanism.loss_weights()
+        loss = sum(weights[name] * term for name, term in terms.items())
+        if outputs.standard is not None:
+            terms["standard"] = criterion(outputs.standard, targets)
+            loss = loss + terms["standard"]
+        result = {name: term.detach() for name, term in terms.items()}
+        result["loss"] = loss
+        result["output"] = outputs.gated if outputs.standard is None else outputs.standard
+        if outputs.gated is not None:
+            result["gated_output"] = outputs.gated
+        return result
+
+    def after_step(self, model: nn.Module) -> None:
+        """After every optimizer step: project the mechanism's parameters and count the step. ``attach`` does it for you."""
+        _inner(model).mechanism.project_()
+        self.progress = replace(self.progress, step=self.progress.step + 1)
+
+    def attach(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> RemovableHandles:
+        """Make every ``optimizer.step()`` end in ``after_step``; steps that an AMP scaler skips do not count.
+
+        On a standard step the mechanism's gradients are cleared before the optimizer runs, so that momentum and weight decay
+        cannot move a gate that took no part (``zero_grad(set_to_none=False)`` would leave zeros there).
+
+        Args:
+            optimizer: Any optimizer. With one optimizer per path (``optimizers[loop.path]``), attach both.
+            model: The differentiated model, also wrapped or compiled.
+
+        Returns:
+            A handle whose ``remove()`` detaches.
+
+        Raises:
+            TypeError: If the model is not differentiated.
+        """
+        parameters = list(_inner(model).mechanism.parameters())
+        own = {id(parameter) for parameter in parameters}
+        for group in optimizer.param_groups:
+            if group.get("weight_decay") and any(id(parameter) in own for parameter in group["params"]):
+                _logger.warning(
+                    "the optimizer applies weight_decay=%g to the mechanism's parameters, which pulls gates to 0; build its "
+                    "groups with timm_csg.param_groups(model, ...) or timm's create_optimizer_v2",
+                    group["weight_decay"],
+                )
+
+        def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            if self.path == "standard":
+                for parameter in parameters:
+                    parameter.grad = None
+
+        def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            self.after_step(model)
+
+        return RemovableHandles(optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after))
+
+    def training_state(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on at the same epoch and step: a JSON-able dictionary."""
+        schedule = {"kind": type(self.schedule).__name__, **asdict(self.schedule)}
+        return {"progress": asdict(self.progress), "schedule": schedule}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on where ``training_state`` was taken.
+
+        Raises:
+            ValueError: If the state is damaged or belongs to another schedule.
+        """
+        try:
+            progress = Progress(**state["progress"])
+            schedule = state["schedule"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected the dictionary made by training_state(), but found {state!r}.") from error
+        if schedule != self.training_state()["schedule"]:
+            raise ValueError(
+                f"the state belongs to the schedule {schedule}, but this loop has {self.schedule}; set loop.schedule first."
+            )
+        self.progress = progress
+
+
+class RemovableHandles:
+    """Several hook handles, removed together."""
+
+    def __init__(self, *handles: Any) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Remove all hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def _inner(model: nn.Module) -> DifferentiatedModel:
+    inner = unwrap_model(model)
+    if not isinstance(inner, DifferentiatedModel):
+        raise TypeError(
+            f"expected a differentiated model, but found {type(inner).__name__}; call differentiate() first."
+        )
+    return inner
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    gate_lr: float | None = None,
+    weight_decay: float = 0.0,
+    layer_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """Optimizer groups: timm's own for the model, and one for the mechanism with its own learning rate and no decay.
+
+    The learning rate of the gate decides whether training is stable, more than any other number; the authors used 100 times
+    that of the weights with Adam. timm's schedulers scale all groups alike.
+
+    Args:
+        model: A differentiated model; a plain one gets timm's groups only.
+        lr: Learning rate of the weights.
+        gate_lr: Learning rate of the mechanism's parameters; None: the same.
+        weight_decay: For the weights, as timm does it: not for biases, norms and ``no_weight_decay()``.
+        layer_decay: timm's layer-wise learning-rate decay.
+
+    Returns:
+        Groups for any optimizer, the mechanism's last, marked ``use_fallback`` for timm's hybrid optimizers (Muon would
+        treat the gate as a weight matrix).
+
+    Raises:
+        ValueError: If a number is negative.
+    """
+    for name, value in (("lr", lr), ("gate_lr", gate_lr), ("weight_decay", weight_decay)):
+        if value is not None and not value >= 0:
+            raise ValueError(f"{name} must be 0 or more, but is {value!r}.")
+    inner = unwrap_model(model)
+    undecayed = inner.no_weight_decay() if hasattr(inner, "no_weight_decay") else ()
+    if layer_decay is None:
+        groups = param_groups_weight_decay(inner, weight_decay, no_weight_decay_list=undecayed)
+    else:
+        groups = param_groups_layer_decay(inner, weight_decay, undecayed, layer_decay=layer_decay)
+    for group in groups:
+        group["lr"] = lr * group.pop("lr_scale", 1.0)  # timm's schedulers start from here, and so does everyone else
+    if not isinstance(inner, DifferentiatedModel):
+        return groups
+    own = [parameter for parameter in inner.mechanism.parameters() if parameter.requires_grad]
+    ids = {id(parameter) for parameter in own}
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ids]
+    groups = [group for group in groups if group["params"]]
+    gate_group = {"params": own, "lr": lr if gate_lr is None else gate_lr, "weight_decay": 0.0, "use_fallback": True}
+    return [*groups, gate_group] if own else groups

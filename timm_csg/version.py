@@ -1,0 +1,3 @@
+"""The version, for people, checkpoints and the build."""
+
+__version__ = "0.1.0"
