@@ -1,0 +1,288 @@
+"""One training of ``timm-csg train``: a recipe with its model, optimizers, epochs and state on disk.
+
+Every epoch starts from a seed of its own, so that a training resumed from the end of an epoch goes on as if nothing had
+happened: on the CPU it ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.models import resolve_model_input_args
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, random_seed
+from torch import Tensor, nn
+
+from timm_csg import metrics
+from timm_csg.checkpoint import save_plain, save_pretrained
+from timm_csg.cli.data import Loader
+from timm_csg.cli.settings import STANDARD, TrainSettings
+from timm_csg.cli.state import load_state, save_state
+from timm_csg.mechanisms.base import resolve_config
+from timm_csg.model import differentiate, is_differentiated
+from timm_csg.recipes import RECIPES, Recipe
+from timm_csg.training import TrainingMixin, param_groups
+
+_logger = logging.getLogger(__name__)
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the state of the last whole epoch is on disk."""
+
+
+class Display(Protocol):
+    """What a training tells while it runs."""
+
+    def batch(self, path: str) -> None:
+        """A training batch is done."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """An epoch is done and on disk; ``row`` is its line of the log."""
+
+
+class Training(TrainingMixin):
+    """A recipe at work. ``run`` trains to the end or until interrupted; the state is read back if there is one.
+
+    Args:
+        name: ``"standard"`` or a name in ``RECIPES``.
+        settings: Resolved settings.
+        num_classes: Classes of the data.
+        steps_per_epoch: Length of the training loader.
+        device: Where to train.
+        folder: For ``state.safetensors``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: TrainSettings,
+        num_classes: int,
+        steps_per_epoch: int,
+        device: torch.device,
+        folder: Path,
+    ) -> None:
+        self.name, self.settings, self.folder, self.device = name, settings, folder, device
+        self.history: list[dict[str, Any]] = []
+        self.epochs_done = 0
+        random_seed(settings.seed)
+        recipe = None if name == STANDARD else with_overrides(RECIPES[name], settings)
+        self.model = _make_model(settings, num_classes, recipe).to(device)
+        if settings.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        if recipe is not None:
+            self.schedule = recipe.schedule
+        self.ema = ModelEmaV3(self.model, decay=settings.model_ema_decay) if settings.model_ema else None
+        self.optimizers = _make_optimizers(self.model, settings, recipe)
+        if recipe is not None:
+            for optimizer in self.optimizers:
+                self.attach(optimizer, self.model)
+        self.schedulers = [
+            create_scheduler_v2(
+                optimizer,
+                settings.sched,
+                num_epochs=settings.epochs,
+                warmup_epochs=min(settings.warmup_epochs, settings.epochs - 1),
+                warmup_lr=0.0,
+                step_on_epochs=False,
+                updates_per_epoch=steps_per_epoch,
+            )[0]
+            for optimizer in self.optimizers
+        ]
+        self.amp_dtype = _amp_dtype(settings, device)
+        self.scaler = NativeScaler(device=device.type) if self.amp_dtype == torch.float16 else None
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=settings.smoothing)
+        if self._state_file.exists():
+            self._load()
+
+    @property
+    def _state_file(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The model that is measured and saved."""
+        return self.model if self.ema is None else self.ema.module
+
+    def run(self, train: Loader, validation: Loader, display: Display) -> None:
+        """Train the epochs that are left; after each one the state is on disk.
+
+        Raises:
+            TrainingError: If the loss is not finite any more.
+        """
+        while self.epochs_done < self.settings.epochs:
+            epoch = self.epochs_done
+            random_seed(self.settings.seed, rank=epoch + 1)
+            self.set_epoch(epoch)
+            start = time.perf_counter()
+            row = {"recipe": self.name, "epoch": epoch, "path": self._path(), **self._train_epoch(train, display)}
+            row |= self._evaluate(validation) | {"seconds": round(time.perf_counter() - start, 2)}
+            self.history.append(row)
+            self.epochs_done += 1
+            self._save()
+            display.epoch(row)
+
+    def _path(self) -> str:
+        return self.path if is_differentiated(self.model) else STANDARD
+
+    def _train_epoch(self, loader: Loader, display: Display) -> dict[str, float]:
+        self.model.train()
+        sums: dict[str, Tensor] = {}
+        updates = self.epochs_done * len(loader)
+        for index, (images, targets) in enumerate(loader):
+            images, targets = images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+            if self.settings.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            path = self._path()
+            with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+                losses = self._losses(images, targets)
+            optimizer = self.optimizers[1 if path == "gated" and len(self.optimizers) > 1 else 0]
+            self._step(losses["loss"], optimizer)
+            for name, value in losses.items():
+                if value.ndim == 0:
+                    total, count = sums.get(name, (0.0, 0))
+                    sums[name] = (total + value.detach(), count + 1)
+            for scheduler in self.schedulers:
+                scheduler.step_update(updates + index + 1)
+            display.batch(path)
+        means = {name: float(total / count) for name, (total, count) in sums.items()}
+        if not means:
+            raise TrainingError("the training set has fewer images than one batch; lower --batch-size.")
+        bad = [name for name, value in means.items() if not abs(value) < float("inf")]
+        if bad:
+            raise TrainingError(
+                f"{self.name}: the {' and '.join(bad)} loss is not finite in epoch {self.epochs_done}. Lower --lr or "
+                "--gate-lr, or train without --amp; the last whole epoch is on disk."
+            )
+        return {"lr": self.optimizers[0].param_groups[0]["lr"], **means}
+
+    def _losses(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        if is_differentiated(self.model):
+            return self.losses(self.model, images, targets, self.criterion)
+        loss = self.criterion(self.model(images), targets)
+        return {"loss": loss, "standard": loss}
+
+    def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        clip = self.settings.clip_grad
+        if self.scaler is not None:
+            self.scaler(loss, optimizer, clip_grad=clip, parameters=self.model.parameters())
+        else:
+            loss.backward()
+            if clip is not None:
+                dispatch_clip_grad(self.model.parameters(), clip)
+            optimizer.step()
+        self.model.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.model)
+
+    def _evaluate(self, loader: Loader) -> dict[str, float]:
+        seen = metrics.collect(self.eval_model, loader, amp_dtype=self.amp_dtype)
+        row = {"accuracy": metrics.accuracy(seen.logits, seen.targets)}
+        if is_differentiated(self.eval_model):
+            row["gated_accuracy"] = metrics.accuracy(seen.gated_logits, seen.targets)
+            row["density"] = float(metrics.gate_density(self.eval_model.mechanism.class_filter_matrix()))
+        return row
+
+    def save_model(self, folder: Path, measured: dict[str, Any] | None = None) -> Path:
+        """Write a checkpoint that plain timm loads, and ``timm_csg.from_pretrained`` with its mechanism."""
+        base = self.settings.model if self.settings.pretrained else None
+        if is_differentiated(self.eval_model):
+            return save_pretrained(self.eval_model, folder, metrics=measured, base_model=base)
+        return save_plain(self.eval_model, folder)
+
+    def _save(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "loop": self.training_state(),
+            "epochs_done": self.epochs_done,
+            "history": self.history,
+        }
+        save_state(state, self._state_file)
+
+    def _load(self) -> None:
+        state = load_state(self._state_file)
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.load_training_state(state["loop"])
+        self.epochs_done, self.history = state["epochs_done"], state["history"]
+        _logger.info("%s: going on after epoch %d of %d", self.name, self.epochs_done, self.settings.epochs)
+
+
+def with_overrides(recipe: Recipe, settings: TrainSettings) -> Recipe:
+    """The recipe with the mechanism options, schedule and gate learning rate of the command line."""
+    mechanism = recipe.mechanism
+    if settings.mechanism != "csg" or settings.option:
+        options = mechanism.to_dict() if settings.mechanism == "csg" else {}
+        _, mechanism = resolve_config(settings.mechanism, options | (settings.option or {}))
+    recipe = replace(recipe, mechanism=mechanism, schedule=settings.schedule or recipe.schedule)
+    if settings.gate_lr is not None:
+        recipe = replace(recipe, gate_lr_scale=settings.gate_lr / settings.lr)
+    return recipe
+
+
+def data_config(settings: TrainSettings) -> dict[str, Any]:
+    """Input size, normalisation and interpolation that the model wants, from ``timm.data.resolve_data_config``."""
+    args: dict[str, Any] = {"in_chans": settings.in_chans, "img_size": settings.img_size}
+    if settings.in_chans == 1:
+        args |= {"mean": (0.5,), "std": (0.5,)}
+    return resolve_data_config(args, pretrained_cfg=_model_args(settings)["pretrained_cfg"])
+
+
+def _model_args(settings: TrainSettings) -> dict[str, Any]:
+    requested = {"in_chans": settings.in_chans, "img_size": settings.img_size}
+    try:
+        return resolve_model_input_args(settings.model, requested, **(settings.model_kwargs or {}))
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"--model {settings.model}: {error}") from error
+
+
+def _make_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None) -> nn.Module:
+    model = timm.create_model(
+        **_model_args(settings), pretrained=settings.pretrained, num_classes=num_classes, drop_rate=settings.drop_rate
+    )
+    return model if recipe is None else differentiate(model, num_classes, recipe.mechanism)
+
+
+def _make_optimizers(model: nn.Module, settings: TrainSettings, recipe: Recipe | None) -> list[torch.optim.Optimizer]:
+    """One optimizer, or with ``separate_optimizers`` a second one for gated steps, all at the gate's learning rate."""
+    scale = 1.0 if recipe is None else recipe.gate_lr_scale
+    separate = recipe is not None and recipe.separate_optimizers
+    rates = [settings.lr, settings.lr * scale] if separate else [settings.lr]
+    return [
+        create_optimizer_v2(
+            param_groups(
+                model,
+                lr=rate,
+                gate_lr=settings.lr * scale,
+                weight_decay=settings.weight_decay,
+                layer_decay=settings.layer_decay,
+            ),
+            opt=settings.opt,
+            lr=rate,
+            momentum=settings.momentum,
+        )
+        for rate in rates
+    ]
+
+
+def _amp_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype | None:
+    if not settings.amp:
+        return None
+    name = settings.amp_dtype or ("float16" if device.type == "cuda" else "bfloat16")
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}[name]

@@ -1,0 +1,97 @@
+"""What the trainings of a run gave: measured once at the end, written as JSON, CSV and figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from timm_csg import metrics
+from timm_csg.checkpoint import replacing
+from timm_csg.cli.data import Data
+from timm_csg.cli.engine import Training
+from timm_csg.model import is_differentiated
+
+_logger = logging.getLogger(__name__)
+
+
+def measure(training: Training, data: Data, figures: Path) -> dict[str, Any]:
+    """The metrics of one trained model on the validation images, and its figures if matplotlib is there.
+
+    Args:
+        training: At its end.
+        data: Its data.
+        figures: Folder for the figures.
+
+    Returns:
+        JSON-able values: accuracies, MIS and its bound in nats, density, agreement of owners, ablation, seconds.
+    """
+    model = training.eval_model
+    seen = metrics.collect(model, data.validation, amp_dtype=training.amp_dtype)
+    mutual = metrics.mutual_information(seen.features, seen.targets, data.num_classes)
+    gate = model.mechanism.class_filter_matrix().cpu() if is_differentiated(model) else None
+    matrix = mutual if gate is None else gate
+    ablation = metrics.ablate(
+        model, data.validation, metrics.owners(matrix), data.num_classes, amp_dtype=training.amp_dtype
+    )
+    result: dict[str, Any] = {
+        "accuracy": metrics.accuracy(seen.logits, seen.targets),
+        "gated_accuracy": None,
+        "gated_accuracy_uses_labels": None,
+        "mutual_information_score": float(metrics.mutual_information_score(mutual)),
+        "mutual_information_bound": float(metrics.mutual_information_bound(seen.targets, data.num_classes).max()),
+        "gate_density": None,
+        "owner_agreement": None,
+        "class_without_its_filters": ablation.own,
+        "other_classes": ablation.others,
+        "filter_owners_by": "mutual information" if gate is None else "gate",
+        "filters_per_class": torch.bincount(metrics.owners(matrix), minlength=data.num_classes).tolist(),
+        "seconds": round(sum(row["seconds"] for row in training.history), 1),
+    }
+    _save_figure(
+        figures / f"mutual_information_{training.name}.png", mutual, data, "mutual information (nats)", training
+    )
+    if gate is not None:
+        result |= {
+            "gated_accuracy": metrics.accuracy(seen.gated_logits, seen.targets),
+            "gated_accuracy_uses_labels": model.mechanism.needs_targets,
+            "gate_density": float(metrics.gate_density(gate)),
+            "owner_agreement": float(metrics.owner_agreement(gate, mutual)),
+        }
+        _save_figure(figures / f"gate_{training.name}.png", gate, data, "gate", training)
+    return result
+
+
+def _save_figure(path: Path, matrix: torch.Tensor, data: Data, label: str, training: Training) -> None:
+    from timm_csg.plots import class_filter_figure
+
+    title = f"{training.name} ({training.settings.model}, {training.settings.data})"
+    try:
+        figure = class_filter_figure(matrix, data.class_names, title=title, label=label)
+    except ImportError as error:
+        _logger.warning("no figures: %s", error)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def write_log(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write the epochs of all trainings as one CSV file, whole or not at all."""
+    names: dict[str, None] = {}
+    for row in rows:
+        names.update(dict.fromkeys(row))
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(names))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(values: dict[str, Any], path: Path) -> None:
+    """Write JSON, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

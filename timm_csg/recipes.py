@@ -1,0 +1,55 @@
+"""Recipes: options of a mechanism, a schedule and the gate's learning rate that were seen to work together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from timm_csg.mechanisms.base import MechanismConfig
+from timm_csg.mechanisms.csg import CSGConfig
+from timm_csg.schedule import Alternating, Joint
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train with a mechanism; ``docs/results.md`` has what each gave.
+
+    Attributes:
+        summary: One line for tables and ``--help``.
+        mechanism: The options, for ``differentiate(model, num_classes, recipe.mechanism)``.
+        schedule: For ``TrainingMixin.schedule``.
+        gate_lr_scale: Learning rate of the gate as a multiple of the weights'.
+        separate_optimizers: Whether the paper's authors used one optimizer per path.
+    """
+
+    summary: str
+    mechanism: MechanismConfig
+    schedule: Alternating | Joint
+    gate_lr_scale: float = 1.0
+    separate_optimizers: bool = False
+
+
+RECIPES = {
+    "released": Recipe(
+        summary="the authors' released code: fine-tuning, 1 gated epoch in 3 after 10, Adam 1e-5 and 1e-3",
+        mechanism=CSGConfig(),
+        schedule=Alternating(period=3, gated=1, warmup=10),
+        gate_lr_scale=100.0,
+        separate_optimizers=True,
+    ),
+    "paper": Recipe(
+        summary="the paper's label gate, alternating from scratch: 1 gated epoch in 3",
+        mechanism=CSGConfig(),
+        schedule=Alternating(period=3, gated=1),
+    ),
+    "joint": Recipe(
+        summary="the paper's label gate, both paths in every step",
+        mechanism=CSGConfig(),
+        schedule=Joint(),
+    ),
+    "competitive": Recipe(
+        summary="every class through its own filters only, no label needed, both paths in every step",
+        mechanism=CSGConfig(gating="competitive", evidence="positive", sparsity_weight=2e-2, classes_per_filter=1.1),
+        schedule=Joint(),
+    ),
+}
+"""By name: ``released``, ``paper``, ``joint``, ``competitive``."""
