@@ -114,11 +114,7 @@ def save_pretrained(
         weights_file = stack.enter_context(replacing(directory / _WEIGHTS))
         _save_tensors(model.mechanism.state_dict(), mechanism_file)
         with plain(model):
-            _save_tensors(model.state_dict(), weights_file)
-            save_config_for_hf(model, str(config_file))
-        config = json.loads(config_file.read_text())
-        # transformers' TimmWrapper passes num_classes itself and fails on a second one; timm reads the root key.
-        config.get("model_args", {}).pop("num_classes", None)
+            config = _write_plain(model, weights_file, config_file)
         config["timm_csg"] = {
             "format": FORMAT,
             "mechanism": model.mechanism.name,
@@ -130,6 +126,23 @@ def save_pretrained(
             "sha256": {_WEIGHTS: _sha256(weights_file), _MECHANISM: _sha256(mechanism_file)},
         }
         config_file.write_text(_to_json(config))
+    return directory
+
+
+def save_plain(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
+    """Save a plain timm model as timm does, but also in channels_last, with tied tensors, and atomically.
+
+    Args:
+        model: A timm model that is not differentiated.
+        directory: Folder, made if it does not exist.
+
+    Returns:
+        The folder.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with replacing(directory / _CONFIG) as config_file, replacing(directory / _WEIGHTS) as weights_file:
+        config_file.write_text(_to_json(_write_plain(model, weights_file, config_file)))
     return directory
 
 
@@ -279,6 +292,15 @@ def _load_all(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> Non
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(f"{origin} does not fit this {type(model).__name__}: {'; '.join(problems[:5])}{more}.")
     model.load_state_dict(weights, strict=True)
+
+
+def _write_plain(model: nn.Module, weights_file: Path, config_file: Path) -> dict[str, Any]:
+    _save_tensors(model.state_dict(), weights_file)
+    save_config_for_hf(model, str(config_file))
+    config: dict[str, Any] = json.loads(config_file.read_text())
+    # transformers' TimmWrapper passes num_classes itself and fails on a second one; timm reads the root key.
+    config.get("model_args", {}).pop("num_classes", None)
+    return config
 
 
 def _save_tensors(state: dict[str, Tensor], path: Path) -> None:

@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -73,7 +74,7 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         if "gated" not in paths:
             return PathOutputs(standard, None, {})
         gated = self._gated_logits(features, targets)
-        return PathOutputs(standard, gated, self.mechanism.losses(features, targets))
+        return PathOutputs(standard, gated, self.mechanism.losses(features, targets, self._head()))
 
     def forward_head(self, features: Tensor, *args: Any, targets: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Timm's ``forward_head``, seen through the mechanism if there are targets or it needs none at inference."""
@@ -99,7 +100,7 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
     def _head(self) -> Head:
         plain_head = super().forward_head
         kind = self.head_kind if self.mechanism.reads_head else "map"
-        classifier = self.get_classifier() if kind == "linear" else None
+        classifier = _classifier(self) if kind == "linear" else None
         return Head(
             kind=kind,
             logits=plain_head,
@@ -124,14 +125,16 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         """Timm's ``reset_classifier``; the mechanism is made anew with it, since its classes are no longer the same.
 
         Raises:
-            ValueError: If ``num_classes`` is 0: without classes there is nothing to differentiate.
+            ValueError: If ``num_classes`` is 0, without classes there is nothing to differentiate, or does not suit the
+                mechanism's config.
         """
         if num_classes < 1:
             raise ValueError(
                 f"a differentiated model needs classes, but num_classes={num_classes}; undifferentiate() first."
             )
+        made = _make_mechanism(self, num_classes, type(self.mechanism), self.mechanism.config)
         super().reset_classifier(num_classes, *args, **kwargs)
-        self.mechanism = _make_mechanism(self, num_classes, type(self.mechanism), self.mechanism.config)
+        self.mechanism = made
         self._head_kind = None
         _probe_in_advance(self)
         _logger.info("classifier and mechanism %s made anew for %d classes", self.mechanism.name, num_classes)
@@ -143,7 +146,7 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         return {*plain_names, *(f"mechanism.{name}" for name in self.mechanism.no_weight_decay())}
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _new_instance, (self._plain_class,), self.__dict__
+        return _new_instance, (self._plain_class,), self.__getstate__()
 
 
 @functools.cache
@@ -306,17 +309,32 @@ def _head_kind(model: nn.Module, features: Tensor, row_of_map: Tensor, row: Tens
         return bool((found - expected).abs().max() <= tolerance * (expected.abs().max() + 1e-6))
 
     pooled = model.forward_head(features, pre_logits=True).flatten(1)
-    classifier = model.get_classifier()
+    classifier = _classifier(model)
+    called: list[nn.Module] = []
+    with nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: called.append(module)):
+        logits = model.forward_head(features).flatten(1)
+    # A fresh batch norm looks linear, and is not once its statistics have moved.
+    learns_between = any(module is not classifier and _has_own_state(module) for module in called)
     is_linear = isinstance(classifier, nn.Linear) or (
         isinstance(classifier, nn.Conv2d) and classifier.kernel_size == (1, 1) and classifier.groups == 1
     )
-    if is_linear and classifier.weight.shape[1] == row.numel() == pooled.shape[1]:
-        logits = F.linear(pooled, classifier.weight.flatten(1), classifier.bias)
+    if is_linear and not learns_between and classifier.weight.shape[1] == row.numel() == pooled.shape[1]:
         gated = model.forward_head(features * row_of_map, pre_logits=True).flatten(1)
-        if same(gated, pooled * row) and same(model.forward_head(features).flatten(1), logits):
+        if same(gated, pooled * row) and same(logits, F.linear(pooled, classifier.weight.flatten(1), classifier.bias)):
             return "linear"
     if features.ndim == 4:
         mean = features.mean(dim=(1, 2) if is_channels_last(model) else (2, 3), keepdim=True)
         if same(model.forward_head(mean, pre_logits=True).flatten(1), pooled):
             return "pooled"
     return "map"
+
+
+def _classifier(model: nn.Module) -> Any:
+    """The layer that makes the logits; Sequencer and SAM call their whole head the classifier."""
+    classifier = model.get_classifier()
+    return getattr(classifier, "fc", classifier)
+
+
+def _has_own_state(module: nn.Module) -> bool:
+    """Whether a module itself, its children aside, holds parameters or statistics."""
+    return any(True for _ in chain(module.parameters(recurse=False), module.buffers(recurse=False)))

@@ -47,9 +47,17 @@ RECIPES = {
         schedule=Joint(),
     ),
     "competitive": Recipe(
-        summary="every class through its own filters only, no label needed, both paths in every step",
-        mechanism=CSGConfig(gating="competitive", evidence="positive", sparsity_weight=2e-2, classes_per_filter=1.1),
+        summary="ours: the logit of a class is the sum of its own filters; no label needed, both paths in every step",
+        mechanism=CSGConfig(
+            gating="competitive",
+            evidence="gate",
+            filter_dropout=0.3,
+            sparsity_weight=2e-2,
+            classes_per_filter=1.1,
+            foreign_weight=5e-3,
+        ),
         schedule=Joint(),
+        gate_lr_scale=0.25,
     ),
 }
 """By name: ``released``, ``paper``, ``joint``, ``competitive``."""

@@ -153,13 +153,22 @@ def _grid(model: nn.Module, features: Tensor, layout: Layout) -> tuple[int, int]
 class _SignTracker(TorchDispatchMode):
     """Remembers which tensors cannot hold negative values, from the operations that made them."""
 
-    makes_non_negative = frozenset(
-        ["relu", "relu_", "sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "exp", "abs", "softplus", "_softmax", "relu6", "zeros", "ones", "zeros_like", "_scaled_dot_product_attention_math"]
-    )
+    # fmt: off
+    makes_non_negative = frozenset([
+        "relu", "relu_", "relu6", "sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "exp", "abs", "softplus", "_softmax",
+        "zeros", "zeros_like", "ones",
+    ])
     clamps = frozenset(["hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_min_"])
-    keeps_non_negative = frozenset(
-        ["view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand", "slice", "select", "index", "cat", "stack", "split", "split_with_sizes", "unbind", "clone", "contiguous", "_to_copy", "detach", "alias", "squeeze", "unsqueeze", "flatten", "roll", "constant_pad_nd", "max_pool2d", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "sum", "amax", "maximum", "add", "add_", "mul", "mul_", "div", "div_", "upsample_nearest2d", "upsample_bilinear2d", "pixel_shuffle", "pixel_unshuffle", "dropout", "native_dropout", "native_channel_shuffle", "channel_shuffle", "copy_", "lift_fresh"]
-    )
+    arithmetic = frozenset(["add", "add_", "mul", "mul_", "div", "div_"])
+    keeps_non_negative = arithmetic | frozenset([
+        "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand", "slice", "select",
+        "index", "cat", "stack", "split", "split_with_sizes", "unbind", "clone", "contiguous", "_to_copy", "detach", "alias",
+        "squeeze", "unsqueeze", "flatten", "roll", "constant_pad_nd", "max_pool2d", "max_pool2d_with_indices", "avg_pool2d",
+        "_adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "sum", "amax", "maximum", "upsample_nearest2d",
+        "upsample_bilinear2d", "pixel_shuffle", "pixel_unshuffle", "dropout", "native_dropout", "native_channel_shuffle",
+        "channel_shuffle", "copy_", "lift_fresh",
+    ])
+    # fmt: on
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +198,7 @@ class _SignTracker(TorchDispatchMode):
         flat = chain.from_iterable(arg if isinstance(arg, (tuple, list)) else (arg,) for arg in args)
         values = list(flat)
         tensors = [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
-        scalars = [value for value in values if isinstance(value, float)] + [
-            value for value in (kwargs.get("alpha"), kwargs.get("value")) if value is not None
-        ]
+        # Outside arithmetic, an int is a dimension or a size.
+        numbers = (int, float) if name in self.arithmetic else (float,)
+        scalars = [value for value in (*values, *kwargs.values()) if isinstance(value, numbers)]
         return all(tensor in self for tensor in tensors) and all(scalar >= 0 for scalar in scalars)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 HeadKind = Literal["linear", "pooled", "map"]
@@ -96,7 +95,7 @@ class Mechanism(nn.Module):
         """Logits [batch, classes] of the gated path; by default timm's head on ``self(features, targets)``."""
         return head.logits(self(features, targets))
 
-    def losses(self, features: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
+    def losses(self, features: Tensor, targets: Tensor | None, head: Head) -> dict[str, Tensor]:
         """The mechanism's own loss terms: named, unweighted scalars."""
         return {}
 
@@ -195,8 +194,3 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise a ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, but is {value!r}.")
-
-
-def describe(tensor: torch.Tensor) -> str:
-    """Dtype and shape of a tensor, for error messages."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {list(tensor.shape)}"

@@ -23,9 +23,9 @@ from timm_csg.mechanisms.base import (
     MechanismConfig,
     check_choice,
     check_fraction,
-    describe,
     register_mechanism,
 )
+from timm_csg.mechanisms.targets import gate_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +34,18 @@ class CSGConfig(MechanismConfig):
 
     Args:
         gating: ``"label"`` (the paper) or ``"competitive"`` (every class through its own row, no label needed).
-        evidence: ``"any"``, or ``"positive"``: the gated path takes relu(classifier weight), so that a filter can only speak
-            for its classes, never against others. Competitive gating with a pool → linear head only.
+        evidence: What a filter says for a class on the competitive path. ``"any"``: response × classifier weight × gate.
+            ``"positive"``: the same with relu(weight), so that a filter can only speak for its classes, never against
+            others. ``"gate"``: response × gate, so that the logit of a class is the sum of its filters (and the bias).
+        filter_dropout: Share of the responses dropped from the competitive path in training. A filter that cannot count
+            on the others has to know its class by itself.
         gated_weight: λ1, weight of the criterion on the gated logits.
         sparsity_weight: λ2, weight of the sparsity term; also the rate at which it pulls on each gate entry.
         sparsity_norm: ψ, ``"l1"``, ``"l2"`` or ``"smooth_l1"``.
-        classes_per_filter: The bound g per filter: the term is zero once ‖G‖₁ ≤ ``classes_per_filter`` × filters. At least
-            1, since a filter's largest entry is 1. None: the authors' 0.2 × classes, but not less than 1.
+        classes_per_filter: The bound g per filter: the term is zero once ‖G‖₁ ≤ ``classes_per_filter`` × filters. At
+            least 1, since a filter's largest entry is 1. None: the authors' 0.2 × classes, but not less than 1.
+        foreign_weight: Weight of ``foreign_loss``, which keeps the standard path's classifier from using filters of other
+            classes. Heads that are not pool → linear have no such weights, and no such term.
         initial_gate: Start value of every entry.
 
     Raises:
@@ -52,25 +57,29 @@ class CSGConfig(MechanismConfig):
     """
 
     gating: Literal["label", "competitive"] = "label"
-    evidence: Literal["any", "positive"] = "any"
+    evidence: Literal["any", "positive", "gate"] = "any"
+    filter_dropout: float = 0.0
     gated_weight: float = 1.0
     sparsity_weight: float = 1e-3
     sparsity_norm: Literal["l1", "l2", "smooth_l1"] = "l1"
     classes_per_filter: float | None = None
+    foreign_weight: float = 0.0
     initial_gate: float = 0.5
 
     def __post_init__(self) -> None:
         check_choice("gating", self.gating, ("label", "competitive"))
-        check_choice("evidence", self.evidence, ("any", "positive"))
+        check_choice("evidence", self.evidence, ("any", "positive", "gate"))
         check_choice("sparsity_norm", self.sparsity_norm, ("l1", "l2", "smooth_l1"))
         check_fraction("gated_weight", self.gated_weight)
         check_fraction("sparsity_weight", self.sparsity_weight)
+        check_fraction("foreign_weight", self.foreign_weight)
         check_fraction("initial_gate", self.initial_gate, high=1.0)
+        check_fraction("filter_dropout", self.filter_dropout, high=0.99)
         if self.classes_per_filter is not None:
             check_fraction("classes_per_filter", self.classes_per_filter, low=1.0)
-        if self.evidence == "positive" and self.gating == "label":
+        if self.gating == "label" and (self.evidence != "any" or self.filter_dropout):
             raise ValueError(
-                "evidence='positive' belongs to gating='competitive'; label gating keeps the classifier as is."
+                "evidence and filter_dropout belong to gating='competitive'; label gating keeps the head as is."
             )
 
 
@@ -101,6 +110,25 @@ def sparsity_loss(gate: Tensor, classes_per_filter: float, norm: str = "l1") -> 
     return num_filters * excess
 
 
+def foreign_loss(weight: Tensor, gate: Tensor) -> Tensor:
+    """Squared classifier weights on filters of other classes: Σ (W (1 − G))², a weight decay that spares owned filters.
+
+    Ours, not the paper's. The gate takes no gradient from it.
+
+    Args:
+        weight: Classifier weight [classes, filters].
+        gate: Gate matrix [classes, filters].
+
+    Returns:
+        Scalar, 0 or more, no unit.
+
+    Example:
+        >>> foreign_loss(torch.tensor([[3.0, 2.0]]), torch.tensor([[1.0, 0.5]]))
+        tensor(1.)
+    """
+    return (weight * (1 - gate.detach())).square().sum()
+
+
 @torch.no_grad()
 def project_gate_(gate: Tensor) -> Tensor:
     """Bring a gate back into its feasible set, in place: every filter's largest entry 1, all entries in [0, 1].
@@ -124,94 +152,6 @@ def project_gate_(gate: Tensor) -> Tensor:
     rescued = (gate == peak).to(gate.dtype)
     gate.copy_(torch.where(peak > 0, gate / peak, rescued)).clamp_(0, 1)
     return gate
-
-
-def gate_rows(gate: Tensor, targets: Tensor) -> Tensor:
-    """One row of the gate per image, for any of the three kinds of targets.
-
-    Args:
-        gate: Gate matrix [classes, filters].
-        targets: Class indices [batch]; or [batch, classes]: floating-point rows that sum to 1 are soft targets (mixup, label
-            smoothing) and mix the rows; rows of zeros and ones with another sum are multi-hot and take the largest entry
-            over the classes present.
-
-    Returns:
-        Rows [batch, filters].
-
-    Raises:
-        TypeError: If targets are not an integer, boolean or floating-point tensor.
-        ValueError: If their shape or values fit none of the three kinds.
-
-    Example:
-        >>> gate = torch.tensor([[1.0, 0.0], [0.5, 1.0]])
-        >>> gate_rows(gate, torch.tensor([1]))
-        tensor([[0.5000, 1.0000]])
-        >>> gate_rows(gate, torch.tensor([[0.5, 0.5]]))
-        tensor([[0.7500, 0.5000]])
-        >>> gate_rows(gate, torch.tensor([[1, 1]]))
-        tensor([[1., 1.]])
-    """
-    num_classes = gate.shape[0]
-    if not isinstance(targets, Tensor) or targets.is_complex():
-        raise TypeError(
-            f"targets must be a tensor of class indices, soft targets or multi-hot rows, but are {type(targets)}."
-        )
-    if targets.ndim == 1 and not targets.is_floating_point() and targets.dtype != torch.bool:
-        _check_indices(targets, num_classes)
-        return F.embedding(targets.long(), gate)
-    if targets.ndim != 2 or targets.shape[1] != num_classes:
-        raise ValueError(
-            f"targets must be integer class indices [batch] or rows [batch, {num_classes}], but are {describe(targets)}."
-        )
-    weights = targets.to(gate.dtype)
-    if not targets.is_floating_point():
-        _check_rows(weights, multi_hot=torch.ones_like(weights[:, 0], dtype=torch.bool))
-        return _strongest_row(gate, weights)
-    multi_hot = (weights.sum(dim=1) - 1).abs() > 1e-2
-    if not torch.compiler.is_compiling():
-        _check_rows(weights, multi_hot)
-        if not multi_hot.any():
-            return weights @ gate
-    return torch.where(multi_hot[:, None], _strongest_row(gate, weights), weights @ gate)
-
-
-def _check_indices(targets: Tensor, num_classes: int) -> None:
-    """Check the range where looking costs nothing; on an accelerator the embedding kernel asserts the same."""
-    if targets.device.type != "cpu" or torch.compiler.is_compiling() or targets.numel() == 0:
-        return
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0:
-        raise ValueError(f"targets must be class indices from 0 to {num_classes - 1}, but the smallest is {low}.")
-    if high >= num_classes:
-        raise ValueError(
-            f"targets must hold class indices below {num_classes}, but the largest is {high}; "
-            f"pass num_classes={high + 1} to differentiate(), or relabel the data set."
-        )
-
-
-def _check_rows(weights: Tensor, multi_hot: Tensor) -> None:
-    if torch.compiler.is_compiling():
-        return
-    if not ((weights >= 0) & (weights <= 1)).all():
-        raise ValueError(
-            f"rows of targets must lie in [0, 1], but reach from {weights.min():g} to {weights.max():g}; "
-            "pass probabilities (soft targets) or zeros and ones (multi-hot), not logits."
-        )
-    odd = multi_hot & ((weights != 0) & (weights != 1)).any(dim=1)
-    if odd.any():
-        row = int(odd.nonzero()[0])
-        raise ValueError(
-            f"row {row} of targets sums to {float(weights[row].sum()):g}: neither soft targets (a sum of 1) nor multi-hot "
-            "(zeros and ones only); normalise the row, or pass the classes present as ones."
-        )
-
-
-def _strongest_row(gate: Tensor, weights: Tensor) -> Tensor:
-    """Largest gate entry over the classes present, one class at a time: [batch, filters] without a 3-D intermediate."""
-    rows = weights.new_zeros(weights.shape[0], gate.shape[1])
-    for present, row in zip(weights.unbind(1), gate, strict=True):
-        rows = torch.maximum(rows, present[:, None] * row)
-    return rows
 
 
 def competitive_logits(features: Tensor, gate: Tensor, head: Head, mechanism: Mechanism) -> Tensor:
@@ -263,8 +203,8 @@ class ClassSpecificGate(Mechanism):
 
     @property
     def reads_head(self) -> bool:
-        """Competitive gating multiplies the classifier's weights."""
-        return self.config.gating == "competitive"
+        """Competitive gating and the foreign term look at the classifier's weights."""
+        return self.config.gating == "competitive" or self.config.foreign_weight > 0
 
     @property
     def classes_per_filter(self) -> float:
@@ -285,23 +225,43 @@ class ClassSpecificGate(Mechanism):
         """Logits [batch, classes] of the gated path."""
         if self.config.gating == "label":
             return head.logits(self(features, targets))
-        if head.weight is None:
-            if self.config.evidence == "positive":
-                raise ValueError(
-                    "evidence='positive' takes relu of the classifier's weights and so needs a pool → linear head, but this "
-                    "model has further layers between pooling and classifier; use evidence='any'."
-                )
-            return competitive_logits(features, self.gate, head, self)
-        weight = F.relu(head.weight) if self.config.evidence == "positive" else head.weight
-        return F.linear(head.pooled(features).flatten(1), weight * self.gate, head.bias)
+        evidence = self.config.evidence
+        if evidence == "gate" or head.weight is not None:
+            pooled = F.dropout(self._pooled(features, head), self.config.filter_dropout, self.training)
+            weight = None if evidence == "gate" else F.relu(head.weight) if evidence == "positive" else head.weight
+            return F.linear(pooled, self.gate if weight is None else weight * self.gate, head.bias)
+        if evidence == "positive":
+            raise ValueError(
+                "evidence='positive' takes relu of the classifier's weights and so needs a pool → linear head, but this "
+                "model has further layers between pooling and classifier; use evidence='gate' or 'any'."
+            )
+        if self.training and self.config.filter_dropout:
+            keep = F.dropout(features.new_ones(features.shape[0], self.num_filters), self.config.filter_dropout)
+            features = features * self.along_filters(keep, features)
+        return competitive_logits(features, self.gate, head, self)
 
-    def losses(self, features: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
-        """``{"sparsity": ...}``, see ``sparsity_loss``."""
-        return {"sparsity": sparsity_loss(self.gate, self.classes_per_filter, self.config.sparsity_norm)}
+    def _pooled(self, features: Tensor, head: Head) -> Tensor:
+        """One response per image and filter: as the head pools, or else the mean over positions."""
+        if head.kind == "linear":
+            return head.pooled(features).flatten(1)
+        if features.ndim == 4 and not self.channels_last:
+            return features.mean(dim=(2, 3))
+        return features.flatten(1, -2).mean(dim=1)
+
+    def losses(self, features: Tensor, targets: Tensor | None, head: Head) -> dict[str, Tensor]:
+        """``{"sparsity": ...}``, see ``sparsity_loss``; with a ``foreign_weight`` also ``"foreign"``."""
+        terms = {"sparsity": sparsity_loss(self.gate, self.classes_per_filter, self.config.sparsity_norm)}
+        if self.config.foreign_weight and head.weight is not None:
+            terms["foreign"] = foreign_loss(head.weight, self.gate)
+        return terms
 
     def loss_weights(self) -> dict[str, float]:
-        """λ1 for ``"gated"`` and λ2 for ``"sparsity"``."""
-        return {"gated": self.config.gated_weight, "sparsity": self.config.sparsity_weight}
+        """λ1 for ``"gated"``, λ2 for ``"sparsity"``, and that of ``"foreign"``."""
+        return {
+            "gated": self.config.gated_weight,
+            "sparsity": self.config.sparsity_weight,
+            "foreign": self.config.foreign_weight,
+        }
 
     def project_(self) -> None:
         """Divide each filter by its largest class and clip to [0, 1]; see ``project_gate_``."""

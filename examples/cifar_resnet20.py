@@ -1,0 +1,82 @@
+"""ResNet20 for CIFAR (He et al., 2016, section 4.2) as a timm model, and CIFAR-10 in memory.
+
+Importing this file registers the model, so that ``timm.create_model("resnet20_cifar")`` and checkpoints of it load.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+
+
+class CifarResNet(ResNet):
+    """timm's ResNet with three stages, a 3x3 stem and no max pooling: 32x32 images end in 8x8 maps of 64 filters."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs, stem_width=8, stem_type="deep")
+        self.conv1 = nn.Conv2d(kwargs.get("in_chans", 3), 16, 3, padding=1, bias=False)
+        self.maxpool = self.layer4 = nn.Identity()
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "resnet20_cifar": {
+            "num_classes": 10,
+            "input_size": (3, 32, 32),
+            "pool_size": (8, 8),
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "first_conv": "conv1",
+            "classifier": "fc",
+        }
+    }
+)
+
+
+@register_model
+def resnet20_cifar(pretrained: bool = False, **kwargs) -> ResNet:
+    """ResNet20: 3 blocks in each of 3 stages of 16, 32 and 64 filters."""
+    settings = {"block": BasicBlock, "layers": (3, 3, 3), "channels": (16, 32, 64)}
+    return build_model_with_cfg(CifarResNet, "resnet20_cifar", pretrained, **settings, **kwargs)
+
+
+def load_cifar(path: str, split: str) -> tuple[Tensor, Tensor]:
+    """Images [N, 3, 32, 32] uint8 and classes [N] from an .npz of encoded pictures; split is "train" or "test"."""
+    archive = np.load(path)
+    data, offset = archive[f"{split}_data"].tobytes(), archive[f"{split}_offset"]
+    decode = lambda start, stop: np.asarray(Image.open(io.BytesIO(data[start:stop])).convert("RGB"))  # noqa: E731
+    images = np.stack([decode(start, stop) for start, stop in zip(offset[:-1], offset[1:], strict=True)])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(archive[f"{split}_label"]).long()
+
+
+class Batches:
+    """Batches of images in memory, shuffled, cropped (4 pixels of padding) and flipped where ``is_training``."""
+
+    def __init__(self, images: Tensor, targets: Tensor, batch_size: int, *, is_training: bool) -> None:
+        cfg = default_cfgs["resnet20_cifar"].default
+        self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in (cfg.mean, cfg.std))
+        self.images, self.targets, self.batch_size, self.is_training = images, targets, batch_size, is_training
+
+    def __len__(self) -> int:
+        return len(self.images) // self.batch_size if self.is_training else -(-len(self.images) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.images)) if self.is_training else torch.arange(len(self.images))
+        for index in order.split(self.batch_size)[: len(self)]:
+            images = (self.images[index].float() / 255 - self.mean) / self.std
+            if self.is_training:
+                padded = nn.functional.pad(images, (4, 4, 4, 4))
+                row, column = torch.randint(0, 9, (2, len(images), 1)) + torch.arange(32)
+                images = padded[torch.arange(len(images))[:, None, None], :, row[:, :, None], column[:, None]]
+                images = images.permute(0, 3, 1, 2)
+                images = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images)
+            yield images.contiguous(memory_format=torch.channels_last), self.targets[index]

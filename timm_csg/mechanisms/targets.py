@@ -1,0 +1,99 @@
+"""From targets of any kind to one row of a class-filter matrix per image."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gate_rows(gate: Tensor, targets: Tensor) -> Tensor:
+    """One row of the gate per image, for any of the three kinds of targets.
+
+    Args:
+        gate: Gate matrix [classes, filters].
+        targets: Class indices [batch]; or [batch, classes]: floating-point rows that sum to 1 are soft targets (mixup, label
+            smoothing) and mix the rows; rows of zeros and ones with another sum are multi-hot and take the largest entry
+            over the classes present.
+
+    Returns:
+        Rows [batch, filters].
+
+    Raises:
+        TypeError: If targets are not an integer, boolean or floating-point tensor.
+        ValueError: If their shape or values fit none of the three kinds.
+
+    Example:
+        >>> gate = torch.tensor([[1.0, 0.0], [0.5, 1.0]])
+        >>> gate_rows(gate, torch.tensor([1]))
+        tensor([[0.5000, 1.0000]])
+        >>> gate_rows(gate, torch.tensor([[0.5, 0.5]]))
+        tensor([[0.7500, 0.5000]])
+        >>> gate_rows(gate, torch.tensor([[1, 1]]))
+        tensor([[1., 1.]])
+    """
+    num_classes = gate.shape[0]
+    if not isinstance(targets, Tensor) or targets.is_complex():
+        raise TypeError(
+            f"targets must be a tensor of class indices, soft targets or multi-hot rows, but are {type(targets)}."
+        )
+    if targets.ndim == 1 and not targets.is_floating_point() and targets.dtype != torch.bool:
+        _check_indices(targets, num_classes)
+        return F.embedding(targets.long(), gate)
+    if targets.ndim != 2 or targets.shape[1] != num_classes:
+        raise ValueError(
+            f"targets must be integer class indices [batch] or rows [batch, {num_classes}], but are {str(targets.dtype).removeprefix('torch.')} of shape {list(targets.shape)}."
+        )
+    weights = targets.to(gate.dtype)
+    if not targets.is_floating_point():
+        _check_rows(weights, multi_hot=torch.ones_like(weights[:, 0], dtype=torch.bool))
+        return _strongest_row(gate, weights)
+    multi_hot = (weights.sum(dim=1) - 1).abs() > 1e-2
+    _check_rows(weights, multi_hot)
+    if _can_look(targets) and not multi_hot.any():
+        return weights @ gate
+    return torch.where(multi_hot[:, None], _strongest_row(gate, weights), weights @ gate)
+
+
+def _check_indices(targets: Tensor, num_classes: int) -> None:
+    """Check the range where looking costs nothing; on an accelerator the embedding kernel asserts the same."""
+    if targets.device.type != "cpu" or torch.compiler.is_compiling() or targets.numel() == 0:
+        return
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0:
+        raise ValueError(f"targets must be class indices from 0 to {num_classes - 1}, but the smallest is {low}.")
+    if high >= num_classes:
+        raise ValueError(
+            f"targets must hold class indices below {num_classes}, but the largest is {high}; "
+            f"pass num_classes={high + 1} to differentiate(), or relabel the data set."
+        )
+
+
+def _can_look(tensor: Tensor) -> bool:
+    """Whether Python may read the values: not while compiling, not on the meta device."""
+    return not (torch.compiler.is_compiling() or tensor.is_meta)
+
+
+def _check_rows(weights: Tensor, multi_hot: Tensor) -> None:
+    if not _can_look(weights):
+        return
+    if not ((weights >= 0) & (weights <= 1)).all():
+        raise ValueError(
+            f"rows of targets must lie in [0, 1], but reach from {weights.min():g} to {weights.max():g}; "
+            "pass probabilities (soft targets) or zeros and ones (multi-hot), not logits."
+        )
+    odd = multi_hot & ((weights != 0) & (weights != 1)).any(dim=1)
+    if odd.any():
+        row = int(odd.nonzero()[0])
+        raise ValueError(
+            f"row {row} of targets sums to {float(weights[row].sum()):g}: neither soft targets (a sum of 1) nor multi-hot "
+            "(zeros and ones only); normalise the row, or pass the classes present as ones."
+        )
+
+
+def _strongest_row(gate: Tensor, weights: Tensor) -> Tensor:
+    """Largest gate entry over the classes present, one class at a time: [batch, filters] without a 3-D intermediate."""
+    rows = weights.new_zeros(weights.shape[0], gate.shape[1])
+    for present, row in zip(weights.unbind(1), gate, strict=True):
+        rows = torch.maximum(rows, present[:, None] * row)
+    return rows
