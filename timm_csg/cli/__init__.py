@@ -91,7 +91,7 @@ def _train(namespace: argparse.Namespace, console: Console, quiet: bool) -> int:
     try:
         results = train(settings, output, console=console, quiet=quiet)
     except KeyboardInterrupt:
-        _say(f"stopped; the model so far is in {output}; go on with: timm-csg train --resume {output}")
+        _say(f"stopped; models so far are in {output}/*/model; go on with: timm-csg train --resume {output}")
         return _INTERRUPTED
     console.print(result_table(results))
     console.print(f"run folder: {output}", soft_wrap=True, highlight=False)

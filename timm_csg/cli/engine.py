@@ -28,7 +28,7 @@ from timm_csg.cli.settings import STANDARD, TrainSettings
 from timm_csg.cli.state import load_state, save_state
 from timm_csg.mechanisms.base import resolve_config
 from timm_csg.model import differentiate, is_differentiated
-from timm_csg.recipes import RECIPES, Recipe
+from timm_csg.recipes import Recipe
 from timm_csg.training import TrainingMixin, param_groups
 
 _logger = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ class Training(TrainingMixin):
     """A recipe at work. ``run`` trains to the end or until interrupted; the state is read back if there is one.
 
     Args:
-        name: ``"standard"`` or a name in ``RECIPES``.
+        name: Of the training, in the log and on disk.
+        recipe: What to train with; None: plain timm training.
         settings: Resolved settings.
         num_classes: Classes of the data.
         steps_per_epoch: Length of the training loader.
@@ -63,6 +64,7 @@ class Training(TrainingMixin):
     def __init__(
         self,
         name: str,
+        recipe: Recipe | None,
         settings: TrainSettings,
         num_classes: int,
         steps_per_epoch: int,
@@ -73,7 +75,6 @@ class Training(TrainingMixin):
         self.history: list[dict[str, Any]] = []
         self.epochs_done = 0
         random_seed(settings.seed)
-        recipe = None if name == STANDARD else with_overrides(RECIPES[name], settings)
         self.model = _make_model(settings, num_classes, recipe).to(device)
         if settings.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -230,10 +231,8 @@ def with_overrides(recipe: Recipe, settings: TrainSettings) -> Recipe:
     if settings.mechanism != "csg" or settings.option:
         options = mechanism.to_dict() if settings.mechanism == "csg" else {}
         _, mechanism = resolve_config(settings.mechanism, options | (settings.option or {}))
-    recipe = replace(recipe, mechanism=mechanism, schedule=settings.schedule or recipe.schedule)
-    if settings.gate_lr is not None:
-        recipe = replace(recipe, gate_lr_scale=settings.gate_lr / settings.lr)
-    return recipe
+    gate_lr = recipe.gate_lr if settings.gate_lr is None else settings.gate_lr
+    return replace(recipe, mechanism=mechanism, schedule=settings.schedule or recipe.schedule, gate_lr=gate_lr)
 
 
 def data_config(settings: TrainSettings) -> dict[str, Any]:
@@ -261,15 +260,14 @@ def _make_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None
 
 def _make_optimizers(model: nn.Module, settings: TrainSettings, recipe: Recipe | None) -> list[torch.optim.Optimizer]:
     """One optimizer, or with ``separate_optimizers`` a second one for gated steps, all at the gate's learning rate."""
-    scale = 1.0 if recipe is None else recipe.gate_lr_scale
-    separate = recipe is not None and recipe.separate_optimizers
-    rates = [settings.lr, settings.lr * scale] if separate else [settings.lr]
+    gate_lr = None if recipe is None else recipe.gate_lr
+    rates = [settings.lr, gate_lr] if recipe is not None and recipe.separate_optimizers else [settings.lr]
     return [
         create_optimizer_v2(
             param_groups(
                 model,
                 lr=rate,
-                gate_lr=settings.lr * scale,
+                gate_lr=gate_lr,
                 weight_decay=settings.weight_decay,
                 layer_decay=settings.layer_decay,
             ),

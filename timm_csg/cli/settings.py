@@ -47,7 +47,7 @@ class TrainSettings:
     gated: int = _option(1, "alternating: gated units at the end of each cycle")
     gate_warmup: int = _option(0, "units at the start that take the standard path only")
     path_unit: str = _option("epoch", "unit of the schedule", choices=["epoch", "step"])
-    gate_lr: float | None = _option(None, "learning rate of the gate; default: lr times the recipe's factor")
+    gate_lr: float | None = _option(None, "learning rate of the gate; default: the recipe's")
     epochs: int | None = _option(None, "epochs of every training")
     batch_size: int | None = _option(None, "images in a batch")
     opt: str | None = _option(None, "optimizer, any of timm's")
@@ -116,8 +116,10 @@ class TrainSettings:
             ValueError: If it is damaged or from a version with other options.
         """
         try:
-            return cls(**json.loads(text))
-        except (json.JSONDecodeError, TypeError) as error:
+            values = json.loads(text)
+            values["scale"] = tuple(values["scale"]) if values["scale"] else None  # JSON has no tuples
+            return cls(**values)
+        except (json.JSONDecodeError, TypeError, KeyError) as error:
             raise ValueError(f"the settings of this run are damaged or of another version: {error}.") from error
 
 
@@ -128,8 +130,8 @@ DIGITS_DEFAULTS: dict[str, Any] = {
     "recipe": [STANDARD, "paper", "competitive"],
     "in_chans": 3,
     "img_size": 24,
-    "epochs": 15,
-    "batch_size": 64,
+    "epochs": 16,
+    "batch_size": 32,
     "opt": "sgd",
     "lr": 0.1,
     "weight_decay": 5e-4,

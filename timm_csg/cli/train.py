@@ -23,10 +23,11 @@ from rich.console import Console
 from timm_csg.checkpoint import replacing
 from timm_csg.cli.data import load_data
 from timm_csg.cli.display import LiveDisplay
-from timm_csg.cli.engine import Training, data_config
+from timm_csg.cli.engine import Training, data_config, with_overrides
 from timm_csg.cli.results import measure, write_json, write_log
-from timm_csg.cli.settings import TrainSettings
+from timm_csg.cli.settings import STANDARD, TrainSettings
 from timm_csg.model import is_differentiated
+from timm_csg.recipes import RECIPES
 
 _logger = logging.getLogger(__name__)
 _SETTINGS = "settings.json"
@@ -53,18 +54,18 @@ def train(
         TrainingError: If a loss is not finite.
     """
     settings = settings.resolved()
+    recipes = {name: None if name == STANDARD else with_overrides(RECIPES[name], settings) for name in settings.recipe}
     output.mkdir(parents=True, exist_ok=True)
     _keep_settings(settings, output)
     device = _device(settings.device)
     data = load_data(settings, data_config(settings), device)
-    recipes = settings.recipe or []
     steps_per_epoch = len(data.train)
     results: dict[str, Any] = {}
     log: list[dict[str, Any]] = []
     console = Console() if console is None else console
-    with LiveDisplay(console, recipes, len(recipes) * settings.epochs * steps_per_epoch, quiet=quiet) as display:
-        for name in recipes:
-            training = Training(name, settings, data.num_classes, steps_per_epoch, device, output / name)
+    with LiveDisplay(console, list(recipes), len(recipes) * settings.epochs * steps_per_epoch, quiet=quiet) as display:
+        for name, recipe in recipes.items():
+            training = Training(name, recipe, settings, data.num_classes, steps_per_epoch, device, output / name)
             display.start(name, settings.epochs, training.history, steps_per_epoch)
             try:
                 training.run(data.train, data.validation, _Logged(display, log, training, output))

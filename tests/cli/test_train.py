@@ -1,0 +1,239 @@
+"""timm-csg train as a user runs it: the run folder, resuming, data of several kinds, and what goes wrong."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import timm_csg
+from timm_csg.cli import main
+from timm_csg.cli import train as train_module
+from timm_csg.cli.engine import Training, TrainingError
+from timm_csg.cli.settings import TrainSettings
+from timm_csg.recipes import RECIPES
+
+SMALL = ["--img-size", "16", "--batch-size", "128", "--warmup-epochs", "0", "--device", "cpu"]
+
+
+def run(output, *arguments, recipe="competitive", epochs=2):
+    return main(
+        ["train", "--output", str(output), "--recipe", *recipe.split(), "--epochs", str(epochs), *SMALL, *arguments]
+    )
+
+
+def assert_same_weights(one, other):
+    for name in ("model.safetensors", "timm_csg.safetensors"):
+        left, right = load_file(one / "model" / name), load_file(other / "model" / name)
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            assert torch.equal(value, right[key]), key
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of standard and competitive, two epochs each."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    assert run(output, recipe="standard competitive") == 0
+    return output
+
+
+def test_run_folder_holds_model_metrics_log_and_figures(finished):
+    with (finished / "log.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert [(row["recipe"], row["epoch"]) for row in rows] == [
+        ("standard", "0"), ("standard", "1"), ("competitive", "0"), ("competitive", "1")
+    ]  # fmt: skip
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert list(metrics) == ["standard", "competitive"]
+    assert metrics["competitive"]["accuracy"] == float(rows[-1]["accuracy"])
+    assert 0 < metrics["competitive"]["mutual_information_score"] < metrics["competitive"]["mutual_information_bound"]
+    assert metrics["standard"]["gate_density"] is None
+    assert {path.name for path in (finished / "figures").iterdir()} == {
+        "gate_competitive.png", "mutual_information_competitive.png", "mutual_information_standard.png"
+    }  # fmt: skip
+
+
+def test_models_load_here_and_in_plain_timm_with_equal_logits(finished):
+    images = torch.rand(2, 3, 16, 16)
+    ours = timm_csg.from_pretrained(finished / "model")
+    plain = timm.create_model(f"local-dir:{finished / 'model'}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(ours(images), plain(images))
+    assert timm.create_model(f"local-dir:{finished / 'standard' / 'model'}", pretrained=True).num_classes == 10
+
+
+def test_output_is_one_table_when_not_a_terminal(finished, capsys):
+    assert main(["train", "--resume", str(finished)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("On the validation images")
+    assert "competitive" in out
+    assert "epoch" not in out
+    assert err == ""
+
+
+def test_resuming_a_finished_run_changes_no_weight(finished):
+    before = (finished / "model" / "model.safetensors").read_bytes()
+    assert main(["train", "--resume", str(finished)]) == 0
+    assert (finished / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_interrupted_run_resumes_to_the_same_weights(finished, tmp_path, monkeypatch, capsys):
+    def interrupt(self, row):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module._Logged, "epoch", interrupt)
+        assert run(output) == 130
+    assert f"--resume {output}" in capsys.readouterr().err.replace("\n", "")
+    assert timm_csg.from_pretrained(output / "model").num_classes == 10  # usable as it is
+    assert main(["train", "--resume", str(output)]) == 0
+    assert_same_weights(output, finished)
+
+
+@pytest.mark.parametrize("options", [["--model-ema"], ["--amp"], ["--opt", "adamw", "--lr", "0.001"]])
+def test_resuming_is_exact_with(options, tmp_path, monkeypatch):
+    assert run(tmp_path / "whole", *options) == 0
+    original = Training._save
+
+    def save_and_stop(self):
+        original(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_save", save_and_stop)
+        assert run(tmp_path / "halves", *options) == 130
+    assert main(["train", "--resume", str(tmp_path / "halves")]) == 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "halves")
+
+
+@pytest.mark.slow
+def test_run_killed_at_any_moment_resumes_to_the_same_weights(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = ["--recipe", "paper", "--epochs", "8", *SMALL]
+    command = [sys.executable, "-m", "timm_csg", "train"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    start = time.monotonic()
+    subprocess.run([*command, "--output", str(whole), *arguments], check=True, env=environment)
+    duration = time.monotonic() - start
+    moments = random.Random(0)
+    for attempt in range(6):
+        more = (
+            ["--resume", str(killed)] if (killed / "settings.json").exists() else ["--output", str(killed), *arguments]
+        )
+        process = subprocess.Popen([*command, *more], env=environment)
+        try:
+            process.wait(timeout=duration * moments.uniform(0.3, 0.9) if attempt < 5 else 600)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert process.returncode == 0
+    assert_same_weights(whole, killed)
+
+
+def test_released_recipe_uses_one_optimizer_for_each_path(tmp_path):
+    settings = TrainSettings(recipe=["released"], opt="adam", lr=1e-5, img_size=16, device="cpu").resolved()
+    training = Training("released", RECIPES["released"], settings, 10, 5, torch.device("cpu"), tmp_path)
+    assert [optimizer.param_groups[0]["initial_lr"] for optimizer in training.optimizers] == [1e-5, 1e-3]
+    assert all(
+        optimizer.param_groups[-1]["params"][0] is training.model.mechanism.gate for optimizer in training.optimizers
+    )
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Two classes of tiny pictures, told apart by brightness, in train/ and val/."""
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 16), ("val", 6)):
+        for shade, name in ((60, "dark"), (190, "light")):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = (torch.randn(20, 24, 3, generator=generator) * 20 + shade).clamp(0, 255).byte().numpy()
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{index}.png")
+    return tmp_path / "data"
+
+
+FOLDER = ["--model", "test_resnet", "--workers", "0", "--batch-size", "8", "--img-size", "32", "--epochs", "1"]
+
+
+@pytest.mark.parametrize("form", ["folder:{}", "{}", "torch/image_folder"])
+def test_trains_on_pictures_of_the_user(form, image_folder, tmp_path):
+    data = ["--data", form.format(image_folder), "--data-dir", str(image_folder)]
+    assert main(["train", "--output", str(tmp_path / "out"), *data, *FOLDER]) == 0
+    assert timm_csg.from_pretrained(tmp_path / "out" / "model").num_classes == 2
+
+
+def test_mechanism_options_and_schedule_of_the_command_line_win(image_folder, tmp_path):
+    options = ["--recipe", "paper", "--option", "classes_per_filter=1.5", "sparsity_norm=l2", "--paths", "joint"]
+    assert main(["train", "--output", str(tmp_path / "out"), "--data", str(image_folder), *FOLDER, *options]) == 0
+    config = timm_csg.from_pretrained(tmp_path / "out" / "model").mechanism.config
+    assert (config.classes_per_filter, config.sparsity_norm) == (1.5, "l2")
+    assert "both" in (tmp_path / "out" / "log.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "magic"], "unknown recipe 'magic'"),
+        (["--data", "folder:/does/not/exist"], "does not exist"),
+        (["--model", "no_such_model"], "no_such_model"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--option", "sparsety_weight=1"], "its options are gating"),
+        (["--epochs", "0"], "--epochs must be 1 or more"),
+        (["--resume", "/does/not/exist"], "nothing to resume"),
+    ],
+)
+def test_wrong_option_is_one_sentence_and_exit_2(arguments, message, tmp_path, capsys):
+    output = [] if "--resume" in arguments else ["--output", str(tmp_path / "out")]
+    assert main(["train", *output, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error.replace("\n", " ")
+    assert "Traceback" not in error
+
+
+def test_missing_split_is_named_with_what_is_there(image_folder, tmp_path, capsys):
+    (image_folder / "val").rename(image_folder / "holdout")
+    assert main(["train", "--output", str(tmp_path / "out"), "--data", str(image_folder), *FOLDER]) == 2
+    assert "holdout" in capsys.readouterr().err
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished, capsys):
+    assert run(finished, "--lr", "0.5", recipe="standard competitive") == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_loss_that_is_not_finite_stops_with_the_last_epoch_on_disk(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        Training, "_losses", lambda self, images, targets: {"loss": self.model.fc.bias.sum() * float("nan")}
+    )
+    assert run(tmp_path / "out") == 1
+    assert "not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "competitive" / "state.safetensors").exists()
+
+
+def test_training_set_smaller_than_a_batch_is_refused(tmp_path):
+    settings = TrainSettings(recipe=["paper"], img_size=16, device="cpu").resolved()
+    with pytest.raises(TrainingError, match="lower --batch-size"):
+        Training("paper", RECIPES["paper"], settings, 10, 1, torch.device("cpu"), tmp_path).run([], [], None)
+
+
+def test_settings_survive_json():
+    settings = TrainSettings(scale=(0.5, 1.0), option={"psi": 1}, recipe=["paper"])
+    assert TrainSettings.from_json(settings.to_json()) == settings
+
+
+def test_help_names_every_recipe(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("standard", "released", "paper", "joint", "competitive"))
