@@ -1,4 +1,4 @@
-"""Make existing timm models interpretable by training: ``timm_csg.differentiate(timm.create_model(...), num_classes)``."""
+"""Make timm models interpretable by training: ``timm_csg.differentiate(timm.create_model(...), num_classes)``."""
 
 from timm_csg.checkpoint import CheckpointError, from_pretrained, load_checkpoint, save_pretrained
 from timm_csg.mechanisms import (

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,8 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
             ValueError: If a path is unknown, or the gated path is asked for without the targets it needs.
         """
         if targets is None and paths is None:
-            return super().forward(x, **kwargs)
+            plain_logits: Tensor = super().forward(x, **kwargs)
+            return plain_logits
         features = self.forward_features(x, **kwargs)
         if paths is None:
             return self.forward_head(features, targets=targets)
@@ -82,7 +83,8 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
             return self._gated_logits(features, targets)
         if targets is not None or self.mechanism.acts_without_targets:
             features = self.mechanism(features, targets)
-        return super().forward_head(features, *args, **kwargs)
+        logits: Tensor = super().forward_head(features, *args, **kwargs)
+        return logits
 
     def _gated_logits(self, features: Tensor, targets: Tensor | None) -> Tensor:
         if not isinstance(features, Tensor):
@@ -92,8 +94,8 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
             )
         if targets is None and self.mechanism.needs_targets:
             raise ValueError(
-                f"the gated path of mechanism {self.mechanism.name!r} needs targets here: call model(images, targets), or "
-                "differentiate with gating='competitive', which needs none."
+                f"the gated path of mechanism {self.mechanism.name!r} needs targets here: call model(images, targets), "
+                "or differentiate with gating='competitive', which needs none."
             )
         return self.mechanism.gated_logits(features, targets, self._head())
 
@@ -139,7 +141,6 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         _probe_in_advance(self)
         _logger.info("classifier and mechanism %s made anew for %d classes", self.mechanism.name, num_classes)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Timm's own names and the mechanism's, so that optimizers leave the gate undecayed."""
         plain_names = super().no_weight_decay() if hasattr(super(), "no_weight_decay") else ()
@@ -150,12 +151,12 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
 
 
 @functools.cache
-def _differentiated_class(plain_class: type[nn.Module]) -> type[DifferentiatedModel]:
+def _differentiated_class(plain_class: Any) -> type[DifferentiatedModel]:
     namespace = {"_plain_class": plain_class, "__doc__": plain_class.__doc__, "__module__": plain_class.__module__}
     return type(f"Differentiated{plain_class.__name__}", (DifferentiatedModel, plain_class), namespace)
 
 
-def _new_instance(plain_class: type[nn.Module]) -> DifferentiatedModel:
+def _new_instance(plain_class: Any) -> DifferentiatedModel:
     """Rebuild an instance when copying or unpickling; the class itself is made on the fly and cannot be looked up."""
     differentiated_class = _differentiated_class(plain_class)
     return differentiated_class.__new__(differentiated_class)
@@ -166,12 +167,13 @@ def differentiate(
 ) -> DifferentiatedModel:
     """Make a timm model interpretable by training: in place, returns the same object.
 
-    Without targets the model computes what it computed before (label gating and competitive gating: bit for bit). Do this
-    before making the optimizer, wrapping in DistributedDataParallel, or compiling.
+    Without targets the model computes what it computed before (label gating and competitive gating: bit for bit). Do
+    this before making the optimizer, wrapping in DistributedDataParallel, or compiling.
 
     Args:
         model: Any timm classifier whose features are one tensor: 912 architectures with a map, 430 with tokens.
-        num_classes: Classes to learn; if it differs from the model's, the classifier is reset (with a log line). None: keep.
+        num_classes: Classes to learn; if it differs from the model's, the classifier is reset, with a log line.
+            None: keep.
         mechanism: Name of a mechanism, see ``list_mechanisms``, or its config.
         **options: Fields of the mechanism's config, for example those of ``CSGConfig``.
 
@@ -198,21 +200,23 @@ def differentiate(
             f"{type(model).__name__} already has an attribute 'mechanism'; rename it before differentiating."
         )
     mechanism_class, config = resolve_config(mechanism, options)
-    num_classes = model.num_classes if num_classes is None else num_classes
+    timm_model: Any = model  # has more attributes than nn.Module declares
+    num_classes = timm_model.num_classes if num_classes is None else num_classes
     if not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes must be a whole number, 1 or more, but is {num_classes!r}; pass num_classes=...")
-    made = _make_mechanism(model, num_classes, mechanism_class, config)
-    if num_classes != model.num_classes:
-        _logger.info("reset the classifier from %d to %d classes", model.num_classes, num_classes)
-        model.reset_classifier(num_classes)
-    model.mechanism = made
-    model.__class__ = _differentiated_class(type(model))
-    _probe_in_advance(model)
-    return model
+    made = _make_mechanism(timm_model, num_classes, mechanism_class, config)
+    if num_classes != timm_model.num_classes:
+        _logger.info("reset the classifier from %d to %d classes", timm_model.num_classes, num_classes)
+        timm_model.reset_classifier(num_classes)
+    timm_model.mechanism = made
+    timm_model.__class__ = _differentiated_class(timm_model.__class__)
+    differentiated: DifferentiatedModel = timm_model
+    _probe_in_advance(differentiated)
+    return differentiated
 
 
 def _make_mechanism(
-    model: nn.Module, num_classes: int, mechanism_class: type[Mechanism], config: MechanismConfig
+    model: Any, num_classes: int, mechanism_class: type[Mechanism], config: MechanismConfig
 ) -> Mechanism:
     made = mechanism_class(model.num_features, num_classes, config, channels_last=is_channels_last(model))
     like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
@@ -232,20 +236,21 @@ def undifferentiate(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, DifferentiatedModel):
         raise ValueError(f"{type(model).__name__} is not differentiated, so there is nothing to undo.")
-    del model.mechanism
-    model.__dict__.pop("_head_kind", None)
-    model.__class__ = model._plain_class
+    timm_model: Any = model
+    del timm_model.mechanism
+    timm_model.__dict__.pop("_head_kind", None)
+    timm_model.__class__ = model._plain_class
     return model
 
 
-def is_differentiated(model: nn.Module) -> bool:
+def is_differentiated(model: nn.Module) -> TypeGuard[DifferentiatedModel]:
     """Whether ``differentiate`` has been applied to this model."""
     return isinstance(model, DifferentiatedModel)
 
 
 @contextmanager
 def plain(model: nn.Module) -> Iterator[nn.Module]:
-    """Borrow the plain timm view of a model: inside the block it has timm's class and keys, afterwards the mechanism is back.
+    """Borrow the plain timm view of a model: timm's class and keys inside the block, the mechanism back afterwards.
 
     For tools that look at the class or the keys: TorchScript, FX, timm's own writers. A plain model passes through.
 
@@ -260,12 +265,13 @@ def plain(model: nn.Module) -> Iterator[nn.Module]:
         yield model
         return
     mechanism, differentiated_class = model.mechanism, type(model)
-    del model._modules["mechanism"]
-    model.__class__ = model._plain_class
+    lent: Any = model
+    del lent._modules["mechanism"]
+    lent.__class__ = model._plain_class
     try:
-        yield model
+        yield lent
     finally:
-        model.__class__ = differentiated_class
+        lent.__class__ = differentiated_class
         model._modules["mechanism"] = mechanism
 
 
@@ -276,7 +282,7 @@ def _probe_in_advance(model: DifferentiatedModel) -> None:
 
 
 @torch.no_grad()
-def _probe_head(model: nn.Module, num_filters: int) -> HeadKind:
+def _probe_head(model: Any, num_filters: int) -> HeadKind:
     """Find out, on a small random map, what kind of head a plain model has; modes and random state stay as they are."""
     parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     if parameter.device.type == "meta":
@@ -302,7 +308,7 @@ def _probe_head(model: nn.Module, num_filters: int) -> HeadKind:
     return "map"
 
 
-def _head_kind(model: nn.Module, features: Tensor, row_of_map: Tensor, row: Tensor) -> HeadKind:
+def _head_kind(model: Any, features: Tensor, row_of_map: Tensor, row: Tensor) -> HeadKind:
     tolerance = 1e-3 if features.dtype in (torch.float32, torch.float64) else 5e-2
 
     def same(found: Tensor, expected: Tensor) -> bool:
@@ -329,7 +335,7 @@ def _head_kind(model: nn.Module, features: Tensor, row_of_map: Tensor, row: Tens
     return "map"
 
 
-def _classifier(model: nn.Module) -> Any:
+def _classifier(model: Any) -> Any:
     """The layer that makes the logits; Sequencer and SAM call their whole head the classifier."""
     classifier = model.get_classifier()
     return getattr(classifier, "fc", classifier)

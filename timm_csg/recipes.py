@@ -1,4 +1,4 @@
-"""Recipes: options of a mechanism, a schedule and the gate's learning rate that were seen to work together."""
+"""Recipes: options of a mechanism, a schedule and a learning rate of the gate that belong together."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ class Recipe:
         summary: One line for tables and ``--help``.
         mechanism: The options, for ``differentiate(model, num_classes, recipe.mechanism)``.
         schedule: For ``TrainingMixin.schedule``.
-        gate_lr_scale: Learning rate of the gate as a multiple of the weights'.
+        gate_lr: Learning rate of the gate. Not relative to that of the weights: gates live in [0, 1] whatever the
+            model. For SGD with a momentum of 0.9, except where the summary names another optimizer; Adam and its
+            relatives, whose steps do not shrink with the gradient, want a tenth.
         separate_optimizers: Whether the paper's authors used one optimizer per path.
     """
 
     summary: str
     mechanism: MechanismConfig
     schedule: Alternating | Joint
-    gate_lr_scale: float = 1.0
+    gate_lr: float = 0.1
     separate_optimizers: bool = False
 
 
@@ -33,7 +35,7 @@ RECIPES = {
         summary="the authors' released code: fine-tuning, 1 gated epoch in 3 after 10, Adam 1e-5 and 1e-3",
         mechanism=CSGConfig(),
         schedule=Alternating(period=3, gated=1, warmup=10),
-        gate_lr_scale=100.0,
+        gate_lr=1e-3,
         separate_optimizers=True,
     ),
     "paper": Recipe(
@@ -54,10 +56,9 @@ RECIPES = {
             filter_dropout=0.3,
             sparsity_weight=2e-2,
             classes_per_filter=1.1,
-            foreign_weight=5e-3,
+            foreign_weight=2e-2,
         ),
         schedule=Joint(),
-        gate_lr_scale=0.25,
     ),
 }
 """By name: ``released``, ``paper``, ``joint``, ``competitive``."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -17,7 +17,14 @@ from torch.utils.data import Dataset
 from timm_csg.cli.settings import DIGITS, TrainSettings
 
 _logger = logging.getLogger(__name__)
-Loader = Iterable[tuple[Tensor, Tensor]]
+
+
+class Loader(Protocol):
+    """Batches of (images, class indices), and how many."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)

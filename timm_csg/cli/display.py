@@ -81,7 +81,13 @@ class LiveDisplay:
 
 def result_table(results: dict[str, dict[str, Any]]) -> Table:
     """The final table, one line for each training."""
-    table = Table(title="On the validation images", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        title="On the validation images",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     table.add_column("training", no_wrap=True)
     for column in ("accu-\nracy", "gated", "MIS", "den-\nsity", "owner\nagrees", "class\nw/o", "others", "time"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -136,6 +136,7 @@ class Training(TrainingMixin):
     def _train_epoch(self, loader: Loader, display: Display) -> dict[str, float]:
         self.model.train()
         sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
         updates = self.epochs_done * len(loader)
         for index, (images, targets) in enumerate(loader):
             images, targets = images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
@@ -148,12 +149,12 @@ class Training(TrainingMixin):
             self._step(losses["loss"], optimizer)
             for name, value in losses.items():
                 if value.ndim == 0:
-                    total, count = sums.get(name, (0.0, 0))
-                    sums[name] = (total + value.detach(), count + 1)
+                    sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
+                    counts[name] = counts.get(name, 0) + 1
             for scheduler in self.schedulers:
                 scheduler.step_update(updates + index + 1)
             display.batch(path)
-        means = {name: float(total / count) for name, (total, count) in sums.items()}
+        means = {name: float(total) / counts[name] for name, total in sums.items()}
         if not means:
             raise TrainingError("the training set has fewer images than one batch; lower --batch-size.")
         bad = [name for name, value in means.items() if not abs(value) < float("inf")]
@@ -175,7 +176,7 @@ class Training(TrainingMixin):
         if self.scaler is not None:
             self.scaler(loss, optimizer, clip_grad=clip, parameters=self.model.parameters())
         else:
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             if clip is not None:
                 dispatch_clip_grad(self.model.parameters(), clip)
             optimizer.step()
@@ -186,9 +187,10 @@ class Training(TrainingMixin):
     def _evaluate(self, loader: Loader) -> dict[str, float]:
         seen = metrics.collect(self.eval_model, loader, amp_dtype=self.amp_dtype)
         row = {"accuracy": metrics.accuracy(seen.logits, seen.targets)}
-        if is_differentiated(self.eval_model):
+        if is_differentiated(self.eval_model) and seen.gated_logits is not None:
             row["gated_accuracy"] = metrics.accuracy(seen.gated_logits, seen.targets)
-            row["density"] = float(metrics.gate_density(self.eval_model.mechanism.class_filter_matrix()))
+            matrix = self.eval_model.mechanism.class_filter_matrix()
+            row |= {} if matrix is None else {"density": float(metrics.gate_density(matrix))}
         return row
 
     def save_model(self, folder: Path, measured: dict[str, Any] | None = None) -> Path:
@@ -240,15 +242,17 @@ def data_config(settings: TrainSettings) -> dict[str, Any]:
     args: dict[str, Any] = {"in_chans": settings.in_chans, "img_size": settings.img_size}
     if settings.in_chans == 1:
         args |= {"mean": (0.5,), "std": (0.5,)}
-    return resolve_data_config(args, pretrained_cfg=_model_args(settings)["pretrained_cfg"])
+    config: dict[str, Any] = resolve_data_config(args, pretrained_cfg=_model_args(settings)["pretrained_cfg"])
+    return config
 
 
 def _model_args(settings: TrainSettings) -> dict[str, Any]:
     requested = {"in_chans": settings.in_chans, "img_size": settings.img_size}
     try:
-        return resolve_model_input_args(settings.model, requested, **(settings.model_kwargs or {}))
+        args: dict[str, Any] = resolve_model_input_args(settings.model, requested, **(settings.model_kwargs or {}))
     except (RuntimeError, OSError) as error:
         raise ValueError(f"--model {settings.model}: {error}") from error
+    return args
 
 
 def _make_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None) -> nn.Module:
@@ -261,7 +265,9 @@ def _make_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None
 def _make_optimizers(model: nn.Module, settings: TrainSettings, recipe: Recipe | None) -> list[torch.optim.Optimizer]:
     """One optimizer, or with ``separate_optimizers`` a second one for gated steps, all at the gate's learning rate."""
     gate_lr = None if recipe is None else recipe.gate_lr
-    rates = [settings.lr, gate_lr] if recipe is not None and recipe.separate_optimizers else [settings.lr]
+    rates = [settings.lr]
+    if recipe is not None and recipe.separate_optimizers:
+        rates.append(recipe.gate_lr)
     return [
         create_optimizer_v2(
             param_groups(

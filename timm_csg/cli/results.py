@@ -33,8 +33,8 @@ def measure(training: Training, data: Data, figures: Path) -> dict[str, Any]:
     model = training.eval_model
     seen = metrics.collect(model, data.validation, amp_dtype=training.amp_dtype)
     mutual = metrics.mutual_information(seen.features, seen.targets, data.num_classes)
-    gate = model.mechanism.class_filter_matrix().cpu() if is_differentiated(model) else None
-    matrix = mutual if gate is None else gate
+    gate = model.mechanism.class_filter_matrix() if is_differentiated(model) else None
+    matrix = mutual if gate is None else gate.cpu()
     ablation = metrics.ablate(
         model, data.validation, metrics.owners(matrix), data.num_classes, amp_dtype=training.amp_dtype
     )
@@ -55,14 +55,14 @@ def measure(training: Training, data: Data, figures: Path) -> dict[str, Any]:
     _save_figure(
         figures / f"mutual_information_{training.name}.png", mutual, data, "mutual information (nats)", training
     )
-    if gate is not None:
+    if is_differentiated(model) and gate is not None and seen.gated_logits is not None:
         result |= {
             "gated_accuracy": metrics.accuracy(seen.gated_logits, seen.targets),
             "gated_accuracy_uses_labels": model.mechanism.needs_targets,
             "gate_density": float(metrics.gate_density(gate)),
-            "owner_agreement": float(metrics.owner_agreement(gate, mutual)),
+            "owner_agreement": float(metrics.owner_agreement(matrix, mutual)),
         }
-        _save_figure(figures / f"gate_{training.name}.png", gate, data, "gate", training)
+        _save_figure(figures / f"gate_{training.name}.png", matrix, data, "gate", training)
     return result
 
 

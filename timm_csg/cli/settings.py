@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from timm_csg.mechanisms import list_mechanisms
 from timm_csg.recipes import RECIPES
@@ -23,7 +23,7 @@ def _option(default: Any, text: str, **extra: Any) -> Any:
 class TrainSettings:
     """Options of one ``timm-csg train``; names and meanings as in timm's training script where it has them.
 
-    Options left at None take the value of ``DIGITS_DEFAULTS`` or ``DEFAULTS``, see ``resolved``.
+    Options left out are None, whatever their type, until ``resolved`` fills in ``DIGITS_DEFAULTS`` or ``DEFAULTS``.
     """
 
     data: str = _option(
@@ -34,36 +34,36 @@ class TrainSettings:
     val_split: str = _option("validation", "name of the validation split (test, val, ... are found too)")
     dataset_download: bool = _option(False, "let timm download the data set")
     num_classes: int | None = _option(None, "classes; found from the data where it says so")
-    model: str | None = _option(None, "any timm model name, also hf-hub:... and local-dir:...")
+    model: str = _option(None, "any timm model name, also hf-hub:... and local-dir:...")
     model_kwargs: dict[str, Any] | None = _option(None, "key=value ... for timm.create_model")
     pretrained: bool = _option(False, "start from timm's pretrained weights")
-    in_chans: int | None = _option(None, "image channels")
+    in_chans: int = _option(None, "image channels")
     img_size: int | None = _option(None, "image size; default: the model's")
-    recipe: list[str] | None = _option(None, f"one or more of {STANDARD}, {', '.join(RECIPES)}; each is one training")
+    recipe: list[str] = _option(None, f"one or more of {STANDARD}, {', '.join(RECIPES)}; each is one training")
     mechanism: str = _option("csg", "mechanism of recipes given by --option", choices=list_mechanisms())
     option: dict[str, Any] | None = _option(None, "key=value ... options of the mechanism, over the recipe's")
     paths: str | None = _option(None, "schedule over the recipe's", choices=["alternating", "joint"])
     period: int = _option(3, "alternating: length of a cycle")
     gated: int = _option(1, "alternating: gated units at the end of each cycle")
     gate_warmup: int = _option(0, "units at the start that take the standard path only")
-    path_unit: str = _option("epoch", "unit of the schedule", choices=["epoch", "step"])
+    path_unit: Literal["epoch", "step"] = _option("epoch", "unit of the schedule", choices=["epoch", "step"])
     gate_lr: float | None = _option(None, "learning rate of the gate; default: the recipe's")
-    epochs: int | None = _option(None, "epochs of every training")
-    batch_size: int | None = _option(None, "images in a batch")
-    opt: str | None = _option(None, "optimizer, any of timm's")
-    lr: float | None = _option(None, "learning rate of the weights")
+    epochs: int = _option(None, "epochs of every training")
+    batch_size: int = _option(None, "images in a batch")
+    opt: str = _option(None, "optimizer, any of timm's")
+    lr: float = _option(None, "learning rate of the weights")
     momentum: float = _option(0.9, "momentum of optimizers that have one")
-    weight_decay: float | None = _option(None, "weight decay (never on the gate)")
+    weight_decay: float = _option(None, "weight decay (never on the gate)")
     layer_decay: float | None = _option(None, "layer-wise learning-rate decay")
     clip_grad: float | None = _option(None, "clip the gradient norm")
     sched: str = _option("cosine", "learning-rate schedule, any of timm's")
-    warmup_epochs: int | None = _option(None, "epochs of learning-rate warm-up")
+    warmup_epochs: int = _option(None, "epochs of learning-rate warm-up")
     smoothing: float = _option(0.0, "label smoothing")
     drop_rate: float | None = _option(None, "dropout before the classifier")
     no_aug: bool = _option(False, "no training augmentation")
-    scale: tuple[float, float] | None = _option(None, "random crop area, two numbers")
-    hflip: float | None = _option(None, "probability of a horizontal flip")
-    color_jitter: float | None = _option(None, "strength of colour jitter")
+    scale: tuple[float, float] = _option(None, "random crop area, two numbers")
+    hflip: float = _option(None, "probability of a horizontal flip")
+    color_jitter: float = _option(None, "strength of colour jitter")
     aa: str | None = _option(None, "timm's auto-augment policy")
     reprob: float = _option(0.0, "random erasing probability")
     model_ema: bool = _option(False, "evaluate and save an exponential moving average")
@@ -74,7 +74,7 @@ class TrainSettings:
     )
     channels_last: bool = _option(False, "channels_last memory format")
     device: str = _option("auto", "cpu, cuda, cuda:1, mps; auto: CUDA if there is one")
-    workers: int | None = _option(None, "processes that load images")
+    workers: int = _option(None, "processes that load images")
     seed: int = _option(42, "seed of initial weights, order and augmentation")
 
     def __post_init__(self) -> None:
@@ -175,7 +175,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         elif kind.startswith("dict"):
             extra.update(nargs="+", action=_KeyValues, metavar="KEY=VALUE")
         else:
-            extra["type"] = {"int": int, "float": float, "str": str}[kind]
+            extra["type"] = {"int": int, "float": float}.get(kind, str)
             extra["choices"] = item.metadata.get("choices")
             extra["metavar"] = None if extra["choices"] else kind.upper()
         parser.add_argument(flag, dest=item.name, **extra)

@@ -31,9 +31,10 @@ def load_state(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as handle:
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118  it is no dictionary
             text = (handle.metadata() or {})["state"]
-        return _decode(json.loads(text), tensors)
+        state: dict[str, Any] = _decode(json.loads(text), tensors)
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; delete it to train this recipe from the start.") from error
+    return state
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:

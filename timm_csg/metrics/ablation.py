@@ -7,7 +7,7 @@ whose filters have owners loses exactly the class whose filters are gone.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,7 @@ def ablate(
         >>> ablate(model, loader, torch.arange(96) % 2, num_classes=2).after.shape
         torch.Size([2, 2])
     """
+    timm_model: Any = model  # its methods are not in nn.Module's type
     device = next(model.parameters()).device
     kept = (filter_owners[None] != torch.arange(num_classes)[:, None]).to(device)  # [removed class, filters]
     kept = torch.cat([torch.ones_like(kept[:1]), kept])
@@ -76,11 +77,13 @@ def ablate(
     with evaluating(model):
         for images, targets in loader:
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-                features = model.forward_features(images.to(device))
+                features = timm_model.forward_features(images.to(device))
                 in_channels = features.ndim == 4 and not is_channels_last(model)
                 masks = kept[:, :, None, None] if in_channels else kept
                 hits = [
-                    (model.forward_head(features * mask.to(features.dtype)).argmax(dim=1).cpu() == targets).double()
+                    (
+                        timm_model.forward_head(features * mask.to(features.dtype)).argmax(dim=1).cpu() == targets
+                    ).double()
                     for mask in masks
                 ]
             count += torch.bincount(targets, minlength=num_classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ def collect(
         torch.Size([3, 96])
     """
     parts: list[tuple[Tensor, ...]] = []
+    timm_model: Any = model  # its methods are not in nn.Module's type
     device = next(model.parameters()).device
     with evaluating(model):
         for images, targets in loader:
@@ -67,10 +68,14 @@ def collect(
                 raise ValueError(f"targets must be class indices [batch], but have shape {list(targets.shape)}.")
             images, targets = images.to(device, non_blocking=True), targets.to(device)
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-                features = model.forward_features(images)
-                outputs = [pool(features, channels_last=is_channels_last(model)), targets, model.forward_head(features)]
+                features = timm_model.forward_features(images)
+                outputs = [
+                    pool(features, channels_last=is_channels_last(model)),
+                    targets,
+                    timm_model.forward_head(features),
+                ]
                 if hasattr(model, "mechanism"):
-                    outputs.append(model.forward_head(features, targets=targets))
+                    outputs.append(timm_model.forward_head(features, targets=targets))
             parts.append(tuple(tensor.cpu() if tensor is targets else tensor.float().cpu() for tensor in outputs))
             if progress is not None:
                 progress(len(targets))
