@@ -2,8 +2,8 @@
 
 Run: pytest tests/benchmarks/test_overhead.py --benchmark-only --benchmark-columns=median -s
 
-Candidate and baseline take turns, so that a drifting machine slows both alike; the ratio is the median over pairs. It goes
-to ``extra_info`` and to the terminal and is not asserted: the last half per cent depends on the machine.
+Candidate and baseline take turns, so that a drifting machine slows both alike; the ratio is the median over pairs. It
+goes to ``extra_info`` and to the terminal and is not asserted: the last half per cent depends on the machine.
 """
 
 import copy

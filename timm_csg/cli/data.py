@@ -148,8 +148,8 @@ def _folder_of_split(root: Path, split: str) -> Path:
                 return candidate
     raise ValueError(
         f"{root} has no {split!r} split: expected one of {', '.join(names)} as a folder (one subfolder for each class) "
-        f"or .tar file, found {', '.join(sorted(path.name for path in root.iterdir())[:8]) or 'nothing'}; name yours with "
-        "--train-split and --val-split."
+        f"or .tar file, found {', '.join(sorted(path.name for path in root.iterdir())[:8]) or 'nothing'}; "
+        "name yours with --train-split and --val-split."
     )
 
 

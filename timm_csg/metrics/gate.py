@@ -9,8 +9,8 @@ from torch import Tensor
 def gate_density(gate: Tensor) -> Tensor:
     """Mean entry of the gate: 1 when every filter serves every class, 1 / classes when each serves one.
 
-    The quantity bounded by the sparsity term of Liang et al., ECCV 2020 (https://arxiv.org/abs/2007.08194): ‖G‖₁ divided
-    by classes × filters.
+    What the sparsity term of Liang et al., ECCV 2020 (https://arxiv.org/abs/2007.08194) bounds: ‖G‖₁ divided by
+    classes × filters.
 
     Args:
         gate: Class-filter matrix [classes, filters], entries in [0, 1].
