@@ -10,11 +10,11 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import logging
 import os
-import pickle  # only for the name of torch.load's error
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,7 +24,6 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.models import clean_state_dict
 from timm.models._hub import save_config_for_hf
 from timm.utils.model import unwrap_model
@@ -78,7 +77,7 @@ def save_pretrained(
     """Save a differentiated model so that both this package and plain timm can load it.
 
     The weights are written as plain timm writes them, contiguous and untied, whatever the memory format of the model.
-    Every file is written under a temporary name and then renamed; ``config.json``, which holds the others' checksums, is last.
+    Every file is written under a temporary name and then renamed, ``config.json`` with the others' checksums last.
     For mechanisms that act at inference without targets, plain timm loads the weights but computes other logits.
 
     Args:
@@ -172,26 +171,29 @@ def from_pretrained(name: str | os.PathLike[str]) -> DifferentiatedModel:
     try:
         model = timm.create_model(f"local-dir:{directory}", pretrained=False, num_classes=config.get("num_classes"))
         _, mechanism_config = resolve_config(own["mechanism"], own["config"])
-        model = differentiate(model, mechanism=mechanism_config)
+        differentiated = differentiate(model, mechanism=mechanism_config)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{directory / _CONFIG} does not describe a model that can be built: {error}") from error
-    _load_all(model, {**weights, **{_PREFIX + key: value for key, value in mechanism_state.items()}}, directory)
-    return model.eval()
+    mechanism_state = {_PREFIX + key: value for key, value in mechanism_state.items()}
+    _load_all(differentiated, {**weights, **mechanism_state}, directory)
+    differentiated.eval()
+    return differentiated
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """Load weights into a model that exists: all or nothing, strictly, never through pickle code.
 
     Args:
-        model: A timm model. A differentiated one takes checkpoints with a mechanism or, keeping its own, plain timm ones.
-        path: A folder made by ``save_pretrained``, or a file: ``.safetensors``, or one that ``torch.load(weights_only=True)``
-            reads, such as those of timm's training script (entries ``state_dict`` or ``model`` are looked into).
+        model: A timm model. A differentiated one takes checkpoints with a mechanism, or plain ones and keeps its own.
+        path: A folder made by ``save_pretrained``, or a file: ``.safetensors``, or one that
+            ``torch.load(weights_only=True)`` reads, such as those of timm's training script (entries ``state_dict`` or
+            ``model`` are looked into).
 
     Returns:
         The same model.
 
     Raises:
-        CheckpointError: If the file is damaged or does not fit; the message names the keys. The model is then unchanged.
+        CheckpointError: If the file is damaged or does not fit, naming the keys; the model is then unchanged.
     """
     path = Path(path)
     target = unwrap_model(model)
@@ -199,8 +201,8 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
         own = _read_config(path)["timm_csg"]
         if isinstance(target, DifferentiatedModel) and own["mechanism"] != target.mechanism.name:
             raise CheckpointError(
-                f"{path} holds mechanism {own['mechanism']!r}, but the model has {target.mechanism.name!r}; differentiate "
-                "accordingly, or use from_pretrained()."
+                f"{path} holds mechanism {own['mechanism']!r}, but the model has {target.mechanism.name!r}; "
+                "differentiate accordingly, or use from_pretrained()."
             )
         weights, mechanism_state = _read_parts(path, own)
         if isinstance(target, DifferentiatedModel):
@@ -219,7 +221,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {directory}: there is no {_CONFIG} in it.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is damaged, it is not JSON: {error}.") from error
     own = config.get("timm_csg") if isinstance(config, dict) else None
@@ -231,10 +233,11 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(own, dict) or not isinstance(own.get("format"), int):
         raise CheckpointError(f"{path} is damaged: its entry 'timm_csg' has no format number.")
     if own["format"] > FORMAT:
-        version = own.get("versions", {}).get("timm_csg", "a newer version")
         raise CheckpointError(
-            f"{path} has format {own['format']}, this version reads up to {FORMAT}; pip install 'timm_csg>={version}'."
+            f"{path} has format {own['format']}, this version reads up to {FORMAT}; pip install --upgrade timm_csg."
         )
+    if not isinstance(own.get("sha256", {}), dict):
+        raise CheckpointError(f"{path} is damaged: its checksums are no dictionary.")
     if own.get("mechanism") not in list_mechanisms() or not isinstance(own.get("config"), dict):
         raise CheckpointError(
             f"{path} names the mechanism {own.get('mechanism')!r}; known here are {', '.join(list_mechanisms())}."
@@ -250,7 +253,8 @@ def _read_parts(directory: Path, own: dict[str, Any]) -> tuple[dict[str, Tensor]
         expected = own.get("sha256", {}).get(name)
         if expected is not None and expected != _sha256(path):
             raise CheckpointError(
-                f"{path} is damaged or was not saved together with {_CONFIG} (its checksum differs); save or download again."
+                f"{path} is damaged or was not saved together with {_CONFIG} (its checksum differs); "
+                "save or download again."
             )
     return _read_file(directory / _WEIGHTS), _read_file(directory / _MECHANISM)
 
@@ -258,18 +262,21 @@ def _read_parts(directory: Path, own: dict[str, Any]) -> tuple[dict[str, Tensor]
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state = safetensors.torch.load_file(path)
+        else:
+            with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of timm's training script
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {path}.") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # there is no end to what the readers raise on bytes that are not theirs
         raise CheckpointError(f"{path} is damaged or not a checkpoint of tensors: {error}") from error
     for entry in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(entry), dict):
             state = state[entry]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict of tensors.")
-    return clean_state_dict(state)
+    cleaned: dict[str, Tensor] = clean_state_dict(state)
+    return cleaned
 
 
 def _load_all(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> None:

@@ -1,7 +1,7 @@
 """Which path a training step takes: standard, gated, or both in one backbone pass.
 
-Liang et al., ECCV 2020 (https://arxiv.org/abs/2007.08194) describe two schemes: the normal one, in which every batch goes
-through both paths, and the alternating one, in which a few epochs of every period go through the gated path only.
+Liang et al., ECCV 2020 (https://arxiv.org/abs/2007.08194) describe two schemes: the normal one, in which every batch
+goes through both paths, and the alternating one, in which a few epochs of every period go through the gated path only.
 """
 
 from __future__ import annotations

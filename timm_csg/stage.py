@@ -48,8 +48,8 @@ def check_supported(model: nn.Module) -> None:
     """Raise unless the model is a timm classifier whose stage outputs one tensor.
 
     Raises:
-        TypeError: If it is wrapped, compiled, a feature extractor, headless, or not a timm model; the message says what to
-            pass instead.
+        TypeError: If it is wrapped, compiled, a feature extractor, headless, or not a timm model; the message says what
+            to pass instead.
         ValueError: If its features are a list.
     """
     kind = type(model).__name__
@@ -66,19 +66,20 @@ def check_supported(model: nn.Module) -> None:
     if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
         raise TypeError(f"found a scripted or traced model ({kind}); call this on the original timm model.")
     seam = ("forward_features", "forward_head", "get_classifier", "reset_classifier")
-    if not all(hasattr(model, name) for name in seam):
+    missing = [name for name in seam if not hasattr(model, name)]
+    if missing:
         if hasattr(model, "forward_features"):
             raise TypeError(
-                f"{kind} is an encoder without a classifier; use the classifier of the same family (the name without '_enc')."
+                f"{kind} is an encoder without a classifier; use that of the same family (the name without '_enc')."
             )
         raise TypeError(
-            f"{kind} is not a timm classifier: it lacks {', '.join(name for name in seam if not hasattr(model, name))}. "
-            "Pass timm.create_model(...); timm has the same architecture as most torchvision models."
+            f"{kind} is not a timm classifier: it lacks {', '.join(missing)}. Pass timm.create_model(...); timm has "
+            "the same architecture as most torchvision models."
         )
     if _features_are_a_list(model):
         raise ValueError(
-            f"the features of {kind} are several tensors, so there is no one last stage whose filters could have owners; "
-            "use a model with one stream (for CoaT a coat_lite_*, else for example a resnet, convnext or vit)."
+            f"the features of {kind} are several tensors, so there is no one last stage whose filters could have "
+            "owners; use a model with one stream (for CoaT a coat_lite_*, else for example a resnet, convnext or vit)."
         )
 
 
@@ -99,8 +100,8 @@ def is_channels_last(model: nn.Module) -> bool:
 def find_stage(model: nn.Module) -> Stage:
     """Find and measure a timm model's last stage without computing anything.
 
-    The model's shapes run through ``forward_features`` on fake tensors, in a copy that shares no state with the model, which
-    takes a fraction of a second and leaves the model untouched.
+    The model's shapes run through ``forward_features`` on fake tensors, in a copy that shares no state with the model,
+    which takes a fraction of a second and leaves the model untouched.
 
     Args:
         model: A timm classifier, plain or differentiated.
@@ -121,7 +122,7 @@ def find_stage(model: nn.Module) -> Stage:
         memo: dict[int, Any] = {
             id(tensor): fake.from_tensor(tensor.detach()) for tensor in chain(model.parameters(), model.buffers())
         }
-        clone = copy.deepcopy(model, memo).eval()
+        clone: Any = copy.deepcopy(model, memo).eval()
         dtype = next((tensor.dtype for tensor in clone.parameters() if tensor.is_floating_point()), torch.float32)
         device = next((tensor.device for tensor in clone.parameters()), torch.device("cpu"))
         images = torch.zeros(1, *get_model_input_config(model)["input_size"], dtype=dtype, device=device)
@@ -150,28 +151,28 @@ def _grid(model: nn.Module, features: Tensor, layout: Layout) -> tuple[int, int]
     return None
 
 
-class _SignTracker(TorchDispatchMode):
+class _SignTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Remembers which tensors cannot hold negative values, from the operations that made them."""
 
     # fmt: off
     makes_non_negative = frozenset([
-        "relu", "relu_", "relu6", "sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "exp", "abs", "softplus", "_softmax",
-        "zeros", "zeros_like", "ones",
+        "relu", "relu_", "relu6", "sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "exp", "abs", "softplus",
+        "_softmax", "zeros", "zeros_like", "ones",
     ])
     clamps = frozenset(["hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_min_"])
     arithmetic = frozenset(["add", "add_", "mul", "mul_", "div", "div_"])
     keeps_non_negative = arithmetic | frozenset([
         "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand", "slice", "select",
-        "index", "cat", "stack", "split", "split_with_sizes", "unbind", "clone", "contiguous", "_to_copy", "detach", "alias",
-        "squeeze", "unsqueeze", "flatten", "roll", "constant_pad_nd", "max_pool2d", "max_pool2d_with_indices", "avg_pool2d",
-        "_adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "sum", "amax", "maximum", "upsample_nearest2d",
-        "upsample_bilinear2d", "pixel_shuffle", "pixel_unshuffle", "dropout", "native_dropout", "native_channel_shuffle",
-        "channel_shuffle", "copy_", "lift_fresh",
+        "index", "cat", "stack", "split", "split_with_sizes", "unbind", "clone", "contiguous", "_to_copy", "detach",
+        "alias", "squeeze", "unsqueeze", "flatten", "roll", "constant_pad_nd", "max_pool2d", "max_pool2d_with_indices",
+        "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "sum", "amax", "maximum",
+        "upsample_nearest2d", "upsample_bilinear2d", "pixel_shuffle", "pixel_unshuffle", "dropout", "native_dropout",
+        "native_channel_shuffle", "channel_shuffle", "copy_", "lift_fresh",
     ])
     # fmt: on
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.non_negative: dict[int, Tensor] = {}
 
     def __contains__(self, tensor: Tensor) -> bool:

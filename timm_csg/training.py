@@ -1,4 +1,4 @@
-"""Train a differentiated model in any loop: the extra loss terms, the schedule, the projection, the gate's own group."""
+"""Train a differentiated model in any loop: extra loss terms, schedule, projection, and the gate's own group."""
 
 from __future__ import annotations
 
@@ -25,10 +25,17 @@ class Progress:
     Attributes:
         epoch: The epoch last given to ``set_epoch``.
         step: Optimizer steps done since the start of training.
+
+    Raises:
+        ValueError: If one is not a whole number, 0 or more.
     """
 
     epoch: int = 0
     step: int = 0
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(count, int) and count >= 0 for count in (self.epoch, self.step)):
+            raise ValueError(f"epoch and step must be whole numbers, 0 or more, but found {self}.")
 
 
 class TrainingMixin:
@@ -64,7 +71,7 @@ class TrainingMixin:
     def losses(
         self, model: nn.Module, images: Tensor, targets: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """All losses of one batch on the path that the schedule asks for; the standard path if the model is in eval mode.
+        """All losses of one batch on the path that the schedule asks for; in eval mode on the standard path.
 
         Args:
             model: A differentiated model, also wrapped in DistributedDataParallel or compiled.
@@ -73,9 +80,9 @@ class TrainingMixin:
             criterion: Called with (logits, targets), returns a scalar.
 
         Returns:
-            ``"loss"``: the weighted sum to back-propagate; ``"output"``: logits of the standard path, or of the gated one if
-            only that ran, and ``"gated_output"`` where it ran; ``"standard"``, ``"gated"`` and the mechanism's terms:
-            detached, unweighted scalars of what ran.
+            ``"loss"``: the weighted sum to back-propagate; ``"output"``: logits of the standard path, or of the gated
+            one if only that ran, and ``"gated_output"`` where it ran; ``"standard"``, ``"gated"`` and the mechanism's
+            terms: detached, unweighted scalars of what ran.
 
         Raises:
             TypeError: If the model is not differentiated.
@@ -87,27 +94,28 @@ class TrainingMixin:
         if outputs.gated is not None:
             terms["gated"] = criterion(outputs.gated, targets)
         weights = mechanism.loss_weights()
-        loss = sum(weights[name] * term for name, term in terms.items())
+        parts = [weights[name] * term for name, term in terms.items()]
         if outputs.standard is not None:
             terms["standard"] = criterion(outputs.standard, targets)
-            loss = loss + terms["standard"]
+            parts.append(terms["standard"])
         result = {name: term.detach() for name, term in terms.items()}
-        result["loss"] = loss
-        result["output"] = outputs.gated if outputs.standard is None else outputs.standard
+        result["loss"] = sum(parts[1:], start=parts[0])
         if outputs.gated is not None:
-            result["gated_output"] = outputs.gated
+            result["output"] = result["gated_output"] = outputs.gated
+        if outputs.standard is not None:
+            result["output"] = outputs.standard
         return result
 
     def after_step(self, model: nn.Module) -> None:
-        """After every optimizer step: project the mechanism's parameters and count the step. ``attach`` does it for you."""
+        """Project the mechanism's parameters and count the step; ``attach`` does it after every optimizer step."""
         _inner(model).mechanism.project_()
         self.progress = replace(self.progress, step=self.progress.step + 1)
 
     def attach(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> RemovableHandles:
         """Make every ``optimizer.step()`` end in ``after_step``; steps that an AMP scaler skips do not count.
 
-        On a standard step the mechanism's gradients are cleared before the optimizer runs, so that momentum and weight decay
-        cannot move a gate that took no part (``zero_grad(set_to_none=False)`` would leave zeros there).
+        On a standard step the mechanism's gradients are cleared before the optimizer runs, so that momentum and weight
+        decay cannot move a gate that took no part (``zero_grad(set_to_none=False)`` would leave zeros there).
 
         Args:
             optimizer: Any optimizer. With one optimizer per path (``optimizers[loop.path]``), attach both.
@@ -124,8 +132,8 @@ class TrainingMixin:
         for group in optimizer.param_groups:
             if group.get("weight_decay") and any(id(parameter) in own for parameter in group["params"]):
                 _logger.warning(
-                    "the optimizer applies weight_decay=%g to the mechanism's parameters, which pulls gates to 0; build its "
-                    "groups with timm_csg.param_groups(model, ...) or timm's create_optimizer_v2",
+                    "the optimizer applies weight_decay=%g to the mechanism's parameters, which pulls gates to 0; "
+                    "build its groups with timm_csg.param_groups(model, ...) or timm's create_optimizer_v2",
                     group["weight_decay"],
                 )
 
@@ -136,6 +144,9 @@ class TrainingMixin:
 
         def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             self.after_step(model)
+
+        if not getattr(type(optimizer).step, "hooked", False):
+            optimizer._patch_step_function()  # Lookahead skips the constructor, and with it the part that runs hooks
 
         return RemovableHandles(optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after))
 
@@ -153,11 +164,12 @@ class TrainingMixin:
         try:
             progress = Progress(**state["progress"])
             schedule = state["schedule"]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"expected the dictionary made by training_state(), but found {state!r}.") from error
         if schedule != self.training_state()["schedule"]:
             raise ValueError(
-                f"the state belongs to the schedule {schedule}, but this loop has {self.schedule}; set loop.schedule first."
+                f"the state belongs to the schedule {schedule}, but this loop has {self.schedule}; "
+                "set loop.schedule first."
             )
         self.progress = progress
 
@@ -193,8 +205,8 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Optimizer groups: timm's own for the model, and one for the mechanism with its own learning rate and no decay.
 
-    The learning rate of the gate decides whether training is stable, more than any other number; the authors used 100 times
-    that of the weights with Adam. timm's schedulers scale all groups alike.
+    The learning rate of the gate decides whether training is stable, more than any other number; the authors used 100
+    times that of the weights with Adam. timm's schedulers scale all groups alike.
 
     Args:
         model: A differentiated model; a plain one gets timm's groups only.
@@ -215,6 +227,7 @@ def param_groups(
             raise ValueError(f"{name} must be 0 or more, but is {value!r}.")
     inner = unwrap_model(model)
     undecayed = inner.no_weight_decay() if hasattr(inner, "no_weight_decay") else ()
+    groups: list[dict[str, Any]]
     if layer_decay is None:
         groups = param_groups_weight_decay(inner, weight_decay, no_weight_decay_list=undecayed)
     else:

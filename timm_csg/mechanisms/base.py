@@ -15,8 +15,9 @@ class Head(NamedTuple):
     """A timm model's own head, as a mechanism sees it.
 
     Attributes:
-        kind: ``"linear"`` if the logits are ``pooled @ weight.T + bias`` with one pooled value per filter; ``"pooled"`` if
-            the head sees the map only through its spatial mean (pool → norm or MLP → classifier); ``"map"`` otherwise.
+        kind: ``"linear"`` if the logits are ``pooled @ weight.T + bias`` with one pooled value per filter; ``"pooled"``
+            if the head sees the map only through its spatial mean (pool → norm or MLP → classifier); ``"map"``
+            otherwise.
         logits: timm's ``forward_head``, features → [batch, classes].
         pooled: timm's ``forward_head(pre_logits=True)``, features → [batch, filters] where ``kind`` is ``"linear"``.
         weight: Classifier weight [classes, filters] where ``kind`` is ``"linear"``, else None.
@@ -43,8 +44,8 @@ class MechanismConfig:
         """Build a config from ``to_dict``'s output.
 
         Raises:
-            ValueError: If a key is not an option of this mechanism (the message lists the valid ones), or a value is out
-                of its range.
+            ValueError: If a key is not an option of this mechanism (the message lists the valid ones), or a value is
+                out of its range.
         """
         valid = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(valid))
@@ -60,7 +61,7 @@ class Mechanism(nn.Module):
         num_filters: Filters of the stage.
         num_classes: Classes of the classifier.
         config: The mechanism's options.
-        channels_last: Whether 4-D features are [batch, height, width, filters]. 3-D features always hold the filters last.
+        channels_last: Whether 4-D features are [batch, height, width, filters]; 3-D ones always hold the filters last.
     """
 
     acts_without_targets: ClassVar[bool] = False
@@ -162,7 +163,7 @@ def resolve_config(
     """The mechanism class and validated config for a name with options, or for a ready config.
 
     Raises:
-        ValueError: If the name is unknown, an option does not exist or is out of its range, or options come with a config.
+        ValueError: If the name is unknown, an option is unknown or out of its range, or options come with a config.
         TypeError: If ``mechanism`` is neither a name nor a config.
     """
     if isinstance(mechanism, MechanismConfig):

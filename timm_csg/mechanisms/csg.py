@@ -2,10 +2,10 @@
 Class-specific Filters", ECCV 2020 (https://arxiv.org/abs/2007.08194).
 
 A gate [classes, filters] with entries in [0, 1] says how much each filter of the last conv stage serves each class. The
-standard path ignores it; the gated path sees the features through it, and a sparsity term leaves every filter to about one
-class. Two ways to use the gate are here. ``gating="label"`` is the paper: the true label picks the row. It gives the label
-away, so it exists in training only. ``gating="competitive"`` computes the logit of every class through that class's own row,
-so no label is needed and the gated path also answers at inference.
+standard path ignores it; the gated path sees the features through it, and a sparsity term leaves every filter to about
+one class. Two ways to use the gate are here. ``gating="label"`` is the paper: the true label picks the row. It gives
+the label away, so it exists in training only. ``gating="competitive"`` computes the logit of every class through that
+class's own row, so no label is needed and the gated path also answers at inference.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ class CSGConfig(MechanismConfig):
 
     Args:
         gating: ``"label"`` (the paper) or ``"competitive"`` (every class through its own row, no label needed).
-        evidence: What a filter says for a class on the competitive path. ``"any"``: response × classifier weight × gate.
-            ``"positive"``: the same with relu(weight), so that a filter can only speak for its classes, never against
-            others. ``"gate"``: response × gate, so that the logit of a class is the sum of its filters (and the bias).
+        evidence: What a filter says for a class on the competitive path. ``"any"``: response × classifier weight ×
+            gate. ``"positive"``: the same with relu(weight), so that a filter can only speak for its classes, never
+            against others. ``"gate"``: response × gate, so that the logit of a class is the sum of its filters (and the
+            bias).
         filter_dropout: Share of the responses dropped from the competitive path in training. A filter that cannot count
             on the others has to know its class by itself.
         gated_weight: λ1, weight of the criterion on the gated logits.
@@ -44,8 +45,8 @@ class CSGConfig(MechanismConfig):
         sparsity_norm: ψ, ``"l1"``, ``"l2"`` or ``"smooth_l1"``.
         classes_per_filter: The bound g per filter: the term is zero once ‖G‖₁ ≤ ``classes_per_filter`` × filters. At
             least 1, since a filter's largest entry is 1. None: the authors' 0.2 × classes, but not less than 1.
-        foreign_weight: Weight of ``foreign_loss``, which keeps the standard path's classifier from using filters of other
-            classes. Heads that are not pool → linear have no such weights, and no such term.
+        foreign_weight: Weight of ``foreign_loss``, which keeps the standard path's classifier from using filters of
+            other classes. Heads that are not pool → linear have no such weights, and no such term.
         initial_gate: Start value of every entry.
 
     Raises:
@@ -157,7 +158,7 @@ def project_gate_(gate: Tensor) -> Tensor:
 def competitive_logits(features: Tensor, gate: Tensor, head: Head, mechanism: Mechanism) -> Tensor:
     """Logits of heads that are not pool → linear: class c's logit from the features seen through row c.
 
-    All classes go through the head in one call each chunk of rows; a head that only sees the spatial mean gets the mean.
+    Classes go through the head in chunks, one call each; a head that only sees the spatial mean gets the mean.
 
     Args:
         features: The stage's features.
@@ -176,7 +177,7 @@ def competitive_logits(features: Tensor, gate: Tensor, head: Head, mechanism: Me
     for start in range(0, num_classes, chunk):
         rows = gate[start : start + chunk]
         seen = features[None] * mechanism.along_filters(rows, features)[:, None]
-        logits = head.logits(seen.flatten(0, 1)).unflatten(0, (rows.shape[0], batch))
+        logits = head.logits(seen.flatten(0, 1)).reshape(rows.shape[0], batch, num_classes)
         own = torch.arange(start, start + rows.shape[0], device=logits.device)
         columns.append(logits.gather(2, own[:, None, None].expand(-1, batch, 1)).squeeze(2))
     return torch.cat(columns).T
@@ -192,7 +193,8 @@ class ClassSpecificGate(Mechanism):
         super().__init__(num_filters, num_classes, config, channels_last=channels_last)
         if config.classes_per_filter is not None and config.classes_per_filter > num_classes:
             raise ValueError(
-                f"classes_per_filter must lie between 1 and the {num_classes} classes, but is {config.classes_per_filter}."
+                f"classes_per_filter must lie between 1 and the {num_classes} classes, but is "
+                f"{config.classes_per_filter}."
             )
         self.gate = nn.Parameter(torch.full((num_classes, num_filters), float(config.initial_gate)))
 
@@ -228,12 +230,14 @@ class ClassSpecificGate(Mechanism):
         evidence = self.config.evidence
         if evidence == "gate" or head.weight is not None:
             pooled = F.dropout(self._pooled(features, head), self.config.filter_dropout, self.training)
-            weight = None if evidence == "gate" else F.relu(head.weight) if evidence == "positive" else head.weight
-            return F.linear(pooled, self.gate if weight is None else weight * self.gate, head.bias)
+            matrix: Tensor = self.gate
+            if evidence != "gate" and head.weight is not None:
+                matrix = matrix * (F.relu(head.weight) if evidence == "positive" else head.weight)
+            return F.linear(pooled, matrix, head.bias)
         if evidence == "positive":
             raise ValueError(
-                "evidence='positive' takes relu of the classifier's weights and so needs a pool → linear head, but this "
-                "model has further layers between pooling and classifier; use evidence='gate' or 'any'."
+                "evidence='positive' takes relu of the classifier's weights and so needs a pool → linear head, but "
+                "this model has further layers between pooling and classifier; use evidence='gate' or 'any'."
             )
         if self.training and self.config.filter_dropout:
             keep = F.dropout(features.new_ones(features.shape[0], self.num_filters), self.config.filter_dropout)

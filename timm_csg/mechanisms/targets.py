@@ -12,9 +12,9 @@ def gate_rows(gate: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         gate: Gate matrix [classes, filters].
-        targets: Class indices [batch]; or [batch, classes]: floating-point rows that sum to 1 are soft targets (mixup, label
-            smoothing) and mix the rows; rows of zeros and ones with another sum are multi-hot and take the largest entry
-            over the classes present.
+        targets: Class indices [batch]; or [batch, classes]: floating-point rows that sum to 1 are soft targets (mixup,
+            label smoothing) and mix the rows; rows of zeros and ones with another sum are multi-hot and take the
+            largest entry over the classes present.
 
     Returns:
         Rows [batch, filters].
@@ -42,7 +42,8 @@ def gate_rows(gate: Tensor, targets: Tensor) -> Tensor:
         return F.embedding(targets.long(), gate)
     if targets.ndim != 2 or targets.shape[1] != num_classes:
         raise ValueError(
-            f"targets must be integer class indices [batch] or rows [batch, {num_classes}], but are {str(targets.dtype).removeprefix('torch.')} of shape {list(targets.shape)}."
+            f"targets must be integer class indices [batch] or rows [batch, {num_classes}], but are "
+            f"{str(targets.dtype).removeprefix('torch.')} of shape {list(targets.shape)}."
         )
     weights = targets.to(gate.dtype)
     if not targets.is_floating_point():
@@ -86,14 +87,14 @@ def _check_rows(weights: Tensor, multi_hot: Tensor) -> None:
     if odd.any():
         row = int(odd.nonzero()[0])
         raise ValueError(
-            f"row {row} of targets sums to {float(weights[row].sum()):g}: neither soft targets (a sum of 1) nor multi-hot "
-            "(zeros and ones only); normalise the row, or pass the classes present as ones."
+            f"row {row} of targets sums to {float(weights[row].sum()):g}: neither soft targets (a sum of 1) nor "
+            "multi-hot (zeros and ones only); normalise the row, or pass the classes present as ones."
         )
 
 
 def _strongest_row(gate: Tensor, weights: Tensor) -> Tensor:
-    """Largest gate entry over the classes present, one class at a time: [batch, filters] without a 3-D intermediate."""
+    """Largest gate entry over the classes present, some classes at a time: the whole would be batch × the gate's size."""
     rows = weights.new_zeros(weights.shape[0], gate.shape[1])
-    for present, row in zip(weights.unbind(1), gate, strict=True):
-        rows = torch.maximum(rows, present[:, None] * row)
+    for present, part in zip(weights.split(32, dim=1), gate.split(32), strict=True):
+        rows = torch.maximum(rows, (present[:, :, None] * part).amax(dim=1))
     return rows

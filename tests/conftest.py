@@ -1,0 +1,92 @@
+"""Fixtures for the whole suite: timm's smallest models with weights that are not those of a fresh initialisation."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import timm
+import torch
+
+torch.set_num_threads(1)
+NUM_CLASSES = 5
+IMAGE_SIZE = 64
+# Layout of the features -> the smallest model that has it.
+TINY_MODELS = {
+    "test_resnet": {},  # NCHW, pool → linear
+    "test_convnext": {},  # NCHW, pool → norm → linear
+    "test_mambaout": {},  # NHWC, pool → norm → linear
+    "test_vit": {"img_size": IMAGE_SIZE},  # tokens
+}
+
+
+@torch.no_grad()
+def perturb(model, seed=0):
+    """Move every parameter and statistic away from its initial value, so that nothing is 0, 1 or equal by accident."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        if name.startswith("mechanism.") or not tensor.is_floating_point():
+            continue
+        noise = 0.05 * torch.randn(tensor.shape, generator=generator)
+        tensor += noise.abs() if name.endswith("running_var") else noise
+    return model
+
+
+@pytest.fixture
+def make_model():
+    """Factory of plain tiny models in eval mode: the same weights at every call."""
+
+    def make(name="test_resnet", num_classes=NUM_CLASSES, seed=0, **kwargs):
+        state = torch.random.get_rng_state()
+        torch.manual_seed(seed)
+        model = timm.create_model(name, num_classes=num_classes, **TINY_MODELS.get(name, {}), **kwargs)
+        torch.random.set_rng_state(state)
+        return perturb(model, seed).eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny_model(make_model):
+    """A plain test_resnet with 5 classes, in eval mode."""
+    return make_model()
+
+
+@pytest.fixture(params=TINY_MODELS)
+def any_model(request, make_model):
+    """A plain tiny model of every layout, in turn."""
+    return make_model(request.param)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(3, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def targets():
+    return torch.tensor([0, 3, 4])
+
+
+@pytest.fixture
+def random_gate():
+    """Factory of feasible gates [classes, filters]: entries in [0, 1], every filter's largest is 1."""
+
+    def make(num_classes, num_filters, seed=2):
+        gate = torch.rand(num_classes, num_filters, generator=torch.Generator().manual_seed(seed))
+        return gate / gate.amax(dim=0)
+
+    return make
+
+
+@pytest.fixture
+def gated(random_gate):
+    """Give a differentiated model a random gate; returns the model."""
+
+    def set_gate(model, seed=2):
+        gate = model.mechanism.gate
+        with torch.no_grad():
+            gate.copy_(random_gate(*gate.shape, seed=seed))
+        return model
+
+    return set_gate

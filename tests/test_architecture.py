@@ -1,0 +1,134 @@
+"""The layout of the package, enforced on its source: who may import whom, size of files, what may not appear."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "timm_csg"
+FILES = sorted(PACKAGE.rglob("*.py"))
+NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
+# Level of a module or package; a file may import only what lies below it, or its own package (design.md, section 8).
+LEVELS = {
+    "timm_csg.version": 0,
+    "timm_csg.stage": 0,
+    "timm_csg.schedule": 0,
+    "timm_csg.mechanisms.base": 0,
+    "timm_csg.metrics": 0,
+    "timm_csg.mechanisms": 1,
+    "timm_csg.model": 2,
+    "timm_csg.training": 3,
+    "timm_csg.checkpoint": 3,
+    "timm_csg.recipes": 3,
+    "timm_csg.explain": 3,
+    "timm_csg.hub": 4,
+    "timm_csg.integrations": 4,
+    "timm_csg.plots": 5,
+    "timm_csg.cli": 6,
+    "timm_csg.__main__": 7,
+    "timm_csg": 7,
+}
+ONLY_IN = {
+    "matplotlib": "timm_csg.plots",
+    "rich": "timm_csg.cli",
+    "lightning": "timm_csg.integrations.lightning",
+    "transformers": "timm_csg.integrations.transformers",
+    "sklearn": ("timm_csg.metrics", "timm_csg.cli"),
+}
+FILE_AND_NAME = pytest.mark.parametrize(("path", "name"), list(zip(FILES, NAMES, strict=True)), ids=NAMES)
+
+
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def group(name):
+    """The longest prefix of a module's name that has a level."""
+    parts = name.split(".")
+    return next(prefix for end in range(len(parts), 0, -1) if (prefix := ".".join(parts[:end])) in LEVELS)
+
+
+def imported(path, name):
+    """Full names of the modules that a file imports, anywhere in it."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            origin = ".".join(part for part in (base, node.module) if part)
+            # "from timm_csg import stage" imports the module stage.
+            yield from (full if (full := f"{origin}.{alias.name}") in NAMES else origin for alias in node.names)
+
+
+@FILE_AND_NAME
+def test_imports_only_go_down(path, name):
+    assert name == "timm_csg" or group(name) != "timm_csg", f"{name} has no level in LEVELS"
+    for other in imported(path, name):
+        if other.split(".")[0] != "timm_csg":
+            continue
+        below = LEVELS[group(other)] < LEVELS[group(name)]
+        same_package = group(other) == group(name)
+        assert below or same_package, f"{name} imports {other}"
+
+
+@FILE_AND_NAME
+def test_mechanisms_import_only_what_all_of_them_share(path, name):
+    if name.startswith("timm_csg.mechanisms."):
+        ours = {other for other in imported(path, name) if other.startswith("timm_csg")}
+        assert ours <= {"timm_csg.mechanisms.base", "timm_csg.mechanisms.targets"}
+
+
+@FILE_AND_NAME
+def test_metrics_import_only_metrics(path, name):
+    if name.startswith("timm_csg.metrics"):
+        ours = {other for other in imported(path, name) if other.startswith("timm_csg")}
+        assert all(other.startswith("timm_csg.metrics") for other in ours)
+
+
+@FILE_AND_NAME
+def test_optional_and_heavy_packages_stay_in_their_place(path, name):
+    for other in imported(path, name):
+        place = ONLY_IN.get(other.split(".")[0])
+        assert place is None or name.startswith(place), f"{name} imports {other}"
+
+
+@FILE_AND_NAME
+def test_files_have_at_most_400_lines(path, name):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@FILE_AND_NAME
+def test_no_print_assert_bare_except_or_pickle_load(path, name):
+    found = []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            found.append(f"line {node.lineno}: print")
+        if isinstance(node, ast.Assert):
+            found.append(f"line {node.lineno}: assert")
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            found.append(f"line {node.lineno}: bare except")
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("pickle.load", "pickle.loads", "pickle.Unpickler"):
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if options.get("weights_only") != "True":
+                found.append(f"line {node.lineno}: torch.load without weights_only=True")
+    assert found == []
+
+
+def test_import_loads_nothing_heavy_and_prints_nothing():
+    code = "import sys, timm_csg; sys.stderr.write(' '.join(m for m in sys.modules if '.' not in m))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert result.stdout == ""
+    assert set(ONLY_IN) & set(result.stderr.split()) == set()
+
+
+def test_public_names_exist_and_are_sorted_once():
+    import timm_csg
+
+    assert sorted(set(timm_csg.__all__)) == sorted(timm_csg.__all__)
+    assert all(hasattr(timm_csg, name) for name in timm_csg.__all__)

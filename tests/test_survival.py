@@ -1,0 +1,311 @@
+"""What people do to a timm model after it was made: everything must still hold with a mechanism in it."""
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from timm.utils.model import reparameterize_model
+from torch import nn
+
+import timm_csg
+
+BOTH = ("standard", "gated")
+GATINGS = pytest.mark.parametrize("gating", ["label", "competitive"])
+
+
+@pytest.fixture
+def differentiated(any_model, gated):
+    """A differentiated model of every layout in turn, with a random gate."""
+    return gated(timm_csg.differentiate(any_model))
+
+
+def outputs(model, images, targets):
+    with torch.no_grad():
+        return model(images, targets, paths=BOTH)
+
+
+def assert_same(found, expected, **tolerance):
+    torch.testing.assert_close(found.standard, expected.standard, **(tolerance or {"rtol": 0, "atol": 0}))
+    torch.testing.assert_close(found.gated, expected.gated, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+# Copies
+
+
+@GATINGS
+def test_deepcopy_computes_the_same_with_its_own_gate(any_model, images, targets, gated, gating):
+    model = gated(timm_csg.differentiate(any_model, gating=gating))
+    twin = copy.deepcopy(model)
+    expected = outputs(model, images, targets)
+    assert type(twin) is type(model)
+    assert twin.mechanism is not model.mechanism
+    nn.init.zeros_(model.mechanism.gate)
+    assert_same(outputs(twin, images, targets), expected)
+
+
+def test_ema_copy_has_its_own_gate(differentiated, images, targets):
+    expected = outputs(differentiated, images, targets)
+    ema = ModelEmaV3(differentiated, decay=0.5)
+    before = differentiated.mechanism.gate.clone()
+    nn.init.zeros_(differentiated.mechanism.gate)
+    assert_same(outputs(ema.module, images, targets), expected)
+    ema.update(differentiated)
+    assert torch.equal(ema.module.mechanism.gate, before / 2)
+    assert torch.equal(ema(images), differentiated(images))
+
+
+@pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
+def test_pickled_model_computes_the_same(differentiated, images, targets, protocol):
+    twin = pickle.loads(pickle.dumps(differentiated, protocol=protocol))
+    assert type(twin) is type(differentiated)
+    assert_same(outputs(twin, images, targets), outputs(differentiated, images, targets))
+
+
+def test_whole_model_saved_by_torch_loads_in_a_fresh_process(tmp_path, make_model, images, targets, gated):
+    model = gated(timm_csg.differentiate(make_model()))
+    torch.save(model, tmp_path / "model.pt")
+    torch.save((images, targets, model(images, targets)), tmp_path / "data.pt")
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "model = torch.load('model.pt', weights_only=False)\n"
+        "images, targets, expected = torch.load('data.pt', weights_only=False)\n"
+        "raise SystemExit(0 if torch.equal(model(images, targets), expected) else 1)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+
+
+def test_state_dict_is_that_of_plain_timm_plus_the_gate(any_model, make_model):
+    plain_keys = list(any_model.state_dict())
+    assert list(timm_csg.differentiate(any_model).state_dict()) == [*plain_keys, "mechanism.gate"]
+
+
+def test_state_dict_round_trip_is_bit_equal(make_model, images, targets, gated):
+    model = gated(timm_csg.differentiate(make_model()))
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    other = timm_csg.differentiate(make_model(seed=9))
+    assert not torch.equal(other(images), model(images))
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert_same(outputs(other, images, targets), outputs(model, images, targets))
+
+
+def test_model_compiled_in_place_can_still_be_copied(make_model, images, targets, gated):
+    model = gated(timm_csg.differentiate(make_model()))
+    model.compile(backend="eager")
+    twin = copy.deepcopy(model)
+    assert twin._compiled_call_impl is None
+    assert_same(outputs(twin, images, targets), outputs(model, images, targets))
+
+
+# Memory format, precision, device
+
+
+@GATINGS
+def test_channels_last_gives_the_same_logits(any_model, images, targets, gated, gating):
+    model = gated(timm_csg.differentiate(any_model, gating=gating))
+    expected = outputs(model, images, targets)
+    model.to(memory_format=torch.channels_last)
+    found = outputs(model, images.to(memory_format=torch.channels_last), targets)
+    assert_same(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@GATINGS
+def test_autocast_to_bfloat16_runs_both_paths_and_reaches_the_gate(any_model, images, targets, gated, gating):
+    model = gated(timm_csg.differentiate(any_model, gating=gating)).train()
+    expected = outputs(copy.deepcopy(model), images, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(images, targets, paths=BOTH)
+        loss = F.cross_entropy(found.gated, targets) + found.losses["sparsity"]
+    loss.backward()
+    assert found.gated.dtype == found.standard.dtype == torch.bfloat16
+    assert model.mechanism.gate.dtype == torch.float32
+    assert model.mechanism.gate.grad.abs().sum() > 0
+    scale = expected.gated.abs().max()
+    assert (found.gated.float() - expected.gated).abs().max() < 0.1 * scale
+
+
+@GATINGS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_converted_model_computes_in_its_dtype(any_model, images, targets, gated, gating, dtype):
+    model = gated(timm_csg.differentiate(any_model, gating=gating)).to(dtype)
+    found = outputs(model, images.to(dtype), targets)
+    assert found.standard.dtype == found.gated.dtype == dtype
+
+
+def test_model_moved_to_the_meta_device_takes_its_gate_along(differentiated):
+    model = differentiated.to("meta")
+    assert model(torch.empty(2, 3, 64, 64, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")).shape == (
+        2,
+        5,
+    )
+
+
+def test_soft_targets_work_on_the_meta_device(differentiated):
+    model = differentiated.to("meta")
+    logits = model(torch.empty(2, 3, 64, 64, device="meta"), torch.empty(2, 5, device="meta"))
+    assert logits.shape == (2, 5)
+
+
+# Training
+
+
+@GATINGS
+def test_gradient_reaches_the_gate_under_gradient_checkpointing(any_model, images, targets, gated, gating):
+    model = gated(timm_csg.differentiate(any_model, gating=gating)).train()
+    twin = copy.deepcopy(model)
+    twin.set_grad_checkpointing(True)
+    for each in (model, twin):
+        F.cross_entropy(each(images, targets), targets).backward()
+    assert model.mechanism.gate.grad.abs().sum() > 0
+    torch.testing.assert_close(twin.mechanism.gate.grad, model.mechanism.gate.grad)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("layer_decay", [None, 0.75])
+def test_optimizer_has_the_groups_of_plain_timm_and_no_decay_on_the_gate(any_model, optimizer, layer_decay):
+    options = {"opt": optimizer, "lr": 0.1, "weight_decay": 0.05, "layer_decay": layer_decay}
+    plain_groups = create_optimizer_v2(copy.deepcopy(any_model), **options).param_groups
+    model = timm_csg.differentiate(any_model)
+    groups = create_optimizer_v2(model, **options).param_groups
+    assert len(groups) == len(plain_groups)
+    own = [group for group in groups if any(p is model.mechanism.gate for p in group["params"])]
+    assert [group["weight_decay"] for group in own] == [0.0]
+    assert sum(len(group["params"]) for group in groups) == 1 + sum(len(group["params"]) for group in plain_groups)
+
+
+def test_plain_names_without_weight_decay_are_kept(make_model):
+    model = make_model("test_vit")
+    expected = model.no_weight_decay()
+    assert timm_csg.differentiate(model).no_weight_decay() == {*expected, "mechanism.gate"}
+
+
+def test_sync_batch_norm_conversion_keeps_model_and_gate(tiny_model, images, targets, gated):
+    model = gated(timm_csg.differentiate(tiny_model))
+    expected = outputs(model, images, targets)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    assert timm_csg.is_differentiated(model)
+    assert_same(outputs(model, images, targets), expected)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@GATINGS
+def test_reparameterised_model_computes_the_same(images, targets, gated, gating, inplace):
+    model = timm.create_model("repvit_m0_9", num_classes=5).eval()
+    model = gated(timm_csg.differentiate(model, gating=gating))
+    expected = outputs(model, images, targets)
+    fused = reparameterize_model(model, inplace=inplace)
+    assert timm_csg.is_differentiated(fused)
+    assert sum(1 for _ in fused.modules()) < 0.8 * sum(1 for _ in timm.create_model("repvit_m0_9").modules())
+    assert_same(outputs(fused, images, targets), expected, rtol=1e-2, atol=1e-3)
+
+
+# Compilers and exporters
+
+
+def compiled(function):
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=False)
+
+
+@GATINGS
+def test_every_call_of_the_model_compiles_into_one_graph(tiny_model, images, targets, gated, gating):
+    model = gated(timm_csg.differentiate(tiny_model, gating=gating))
+    expected = outputs(model, images, targets)
+    fast = compiled(model)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5}
+    assert_same(outputs(fast, images, targets), expected, **tolerance)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(images), expected.standard, **tolerance)
+        torch.testing.assert_close(fast(images, targets), expected.gated, **tolerance)
+
+
+@GATINGS
+def test_gated_half_compiles_into_one_graph(any_model, images, targets, gated, gating):
+    model = gated(timm_csg.differentiate(any_model, gating=gating))
+    with torch.no_grad():
+        features = model.forward_features(images)
+        found = compiled(lambda features: model.forward_head(features, targets=targets))(features)
+        torch.testing.assert_close(found, model.forward_head(features, targets=targets), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@GATINGS
+def test_both_paths_of_any_layout_compile_into_one_graph(any_model, images, targets, gated, gating):
+    model = gated(timm_csg.differentiate(any_model, gating=gating))
+    expected = outputs(model, images, targets)
+    assert_same(outputs(compiled(model), images, targets), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_model_trains_its_gate(tiny_model, images, targets):
+    model = timm_csg.differentiate(tiny_model).train()
+    F.cross_entropy(compiled(model)(images, targets), targets).backward()
+    assert model.mechanism.gate.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", ["soft", "multi-hot"])
+def test_rows_as_targets_compile_into_one_graph(tiny_model, images, targets, gated, kind):
+    model = gated(timm_csg.differentiate(tiny_model))
+    rows = F.one_hot(targets, 5)
+    rows = 0.9 * rows + 0.02 if kind == "soft" else rows | F.one_hot((targets + 1) % 5, 5)
+    with torch.no_grad():
+        features = model.forward_features(images)
+        found = compiled(lambda features, rows: model.forward_head(features, targets=rows))(features, rows)
+        torch.testing.assert_close(found, model.forward_head(features, targets=rows), rtol=1e-4, atol=1e-5)
+
+
+def test_exported_standard_path_does_not_use_the_gate(differentiated, images):
+    program = torch.export.export(differentiated, (images,))
+    parameters = program.graph_signature.inputs_to_parameters
+    used = {parameters[node.name] for node in program.graph.nodes if node.name in parameters and node.users}
+    assert used == {name for name, _ in differentiated.named_parameters()} - {"mechanism.gate"}
+    torch.testing.assert_close(program.module()(images), differentiated(images), rtol=1e-4, atol=1e-5)
+
+
+def test_exported_plain_view_has_no_gate_in_its_state(differentiated, images):
+    with timm_csg.plain(differentiated) as borrowed:
+        program = torch.export.export(borrowed, (images,))
+    assert not any("mechanism" in name for name in program.state_dict)
+
+
+def test_onnx_file_of_the_standard_path_has_no_gate(tiny_model, images, tmp_path):
+    pytest.importorskip("onnxscript")
+    model = timm_csg.differentiate(tiny_model)
+    program = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
+    names = [*program.model.graph.initializers]
+    assert "fc.weight" in names
+    assert not any("mechanism" in name for name in names)
+
+
+def test_standard_path_can_be_traced(tiny_model, images):
+    model = timm_csg.differentiate(tiny_model)
+    torch.testing.assert_close(torch.jit.trace(model, images)(images), model(images))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_plain_view_can_be_scripted_and_traced_symbolically(tiny_model, images, gated):
+    expected = tiny_model(images)
+    model = gated(timm_csg.differentiate(tiny_model))
+    with timm_csg.plain(model) as borrowed:
+        scripted, traced = torch.jit.script(borrowed), torch.fx.symbolic_trace(borrowed)
+    torch.testing.assert_close(scripted(images), expected)
+    torch.testing.assert_close(traced(images), expected)
+    assert timm_csg.is_differentiated(model)
+
+
+def test_forward_hooks_of_the_user_stay(tiny_model, images, targets):
+    seen = []
+    tiny_model.layer4.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    model = timm_csg.differentiate(tiny_model)
+    model(images, targets)
+    timm_csg.undifferentiate(model)(images)
+    assert seen == [(3, 96, 2, 2)] * 2
