@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def load_cifar(path: str, split: str) -> tuple[Tensor, Tensor]:
     archive = np.load(path)
     data, offset = archive[f"{split}_data"].tobytes(), archive[f"{split}_offset"]
     decode = lambda start, stop: np.asarray(Image.open(io.BytesIO(data[start:stop])).convert("RGB"))  # noqa: E731
-    images = np.stack([decode(start, stop) for start, stop in zip(offset[:-1], offset[1:], strict=True)])
+    images = np.stack([decode(start, stop) for start, stop in pairwise(offset)])
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(archive[f"{split}_label"]).long()
 
 

@@ -19,6 +19,7 @@ LEVELS = {
     "timm_csg.mechanisms.base": 0,
     "timm_csg.metrics": 0,
     "timm_csg.mechanisms": 1,
+    "timm_csg.head": 1,
     "timm_csg.model": 2,
     "timm_csg.training": 3,
     "timm_csg.checkpoint": 3,

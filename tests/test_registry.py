@@ -10,7 +10,7 @@ from timm.models import is_model_in_modules
 from timm.models._input import get_model_input_config
 
 import timm_csg
-from timm_csg.model import _probe_head
+from timm_csg.head import probe_head
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -161,11 +161,11 @@ def test_totals_are_those_of_the_documentation():
 @pytest.mark.parametrize("name", HEADS)
 def test_kind_of_head_is_that_of_the_table_before_and_after_training(name):
     model = timm.create_model(name, num_classes=3).eval()
-    assert _probe_head(model, model.num_features) == HEADS[name]
+    assert probe_head(model, model.num_features) == HEADS[name]
     with torch.no_grad():  # a trained head: nothing is 0 or 1 any more
         for tensor in (tensor for tensor in model.state_dict().values() if tensor.is_floating_point()):
             tensor += 0.05 * torch.rand(tensor.shape)
-    assert _probe_head(model, model.num_features) == HEADS[name]
+    assert probe_head(model, model.num_features) == HEADS[name]
 
 
 @pytest.mark.parametrize("name", HEADS)

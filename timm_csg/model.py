@@ -10,13 +10,11 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeGuard
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from timm_csg.head import find_classifier, probe_head
 from timm_csg.mechanisms.base import Head, HeadKind, Mechanism, MechanismConfig, resolve_config
 from timm_csg.stage import check_supported, is_channels_last
 
@@ -102,7 +100,7 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
     def _head(self) -> Head:
         plain_head = super().forward_head
         kind = self.head_kind if self.mechanism.reads_head else "map"
-        classifier = _classifier(self) if kind == "linear" else None
+        classifier = find_classifier(self) if kind == "linear" else None
         return Head(
             kind=kind,
             logits=plain_head,
@@ -117,7 +115,7 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         if self._head_kind is None:
             num_filters = self.mechanism.num_filters
             with plain(self):
-                kind = _probe_head(self, num_filters)
+                kind = probe_head(self, num_filters)
             if next(self.parameters()).device.type == "meta":
                 return kind  # cannot be probed yet; "map" is right for every head, only slower
             self._head_kind = kind
@@ -279,68 +277,3 @@ def _probe_in_advance(model: DifferentiatedModel) -> None:
     """Probe the head outside of any compiled call, for the mechanisms that look into it."""
     if model.mechanism.reads_head:
         _ = model.head_kind
-
-
-@torch.no_grad()
-def _probe_head(model: Any, num_filters: int) -> HeadKind:
-    """Find out, on a small random map, what kind of head a plain model has; modes and random state stay as they are."""
-    parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
-    if parameter.device.type == "meta":
-        return "map"
-    generator = torch.Generator().manual_seed(0)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        for shape in (
-            (1, 7, 7, num_filters) if is_channels_last(model) else (1, num_filters, 7, 7),
-            (1, 16, num_filters),
-        ):
-            features = torch.rand(shape, generator=generator).to(parameter)
-            channels_last = len(shape) == 3 or is_channels_last(model)
-            row = torch.rand(num_filters, generator=generator).to(parameter)
-            try:
-                return _head_kind(model, features, row if channels_last else row[:, None, None], row)
-            except (RuntimeError, ValueError, IndexError):
-                continue  # a head for tokens refuses a map, and the other way round
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    return "map"
-
-
-def _head_kind(model: Any, features: Tensor, row_of_map: Tensor, row: Tensor) -> HeadKind:
-    tolerance = 1e-3 if features.dtype in (torch.float32, torch.float64) else 5e-2
-
-    def same(found: Tensor, expected: Tensor) -> bool:
-        return bool((found - expected).abs().max() <= tolerance * (expected.abs().max() + 1e-6))
-
-    pooled = model.forward_head(features, pre_logits=True).flatten(1)
-    classifier = _classifier(model)
-    called: list[nn.Module] = []
-    with nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: called.append(module)):
-        logits = model.forward_head(features).flatten(1)
-    # A fresh batch norm looks linear, and is not once its statistics have moved.
-    learns_between = any(module is not classifier and _has_own_state(module) for module in called)
-    is_linear = isinstance(classifier, nn.Linear) or (
-        isinstance(classifier, nn.Conv2d) and classifier.kernel_size == (1, 1) and classifier.groups == 1
-    )
-    if is_linear and not learns_between and classifier.weight.shape[1] == row.numel() == pooled.shape[1]:
-        gated = model.forward_head(features * row_of_map, pre_logits=True).flatten(1)
-        if same(gated, pooled * row) and same(logits, F.linear(pooled, classifier.weight.flatten(1), classifier.bias)):
-            return "linear"
-    if features.ndim == 4:
-        mean = features.mean(dim=(1, 2) if is_channels_last(model) else (2, 3), keepdim=True)
-        if same(model.forward_head(mean, pre_logits=True).flatten(1), pooled):
-            return "pooled"
-    return "map"
-
-
-def _classifier(model: Any) -> Any:
-    """The layer that makes the logits; Sequencer and SAM call their whole head the classifier."""
-    classifier = model.get_classifier()
-    return getattr(classifier, "fc", classifier)
-
-
-def _has_own_state(module: nn.Module) -> bool:
-    """Whether a module itself, its children aside, holds parameters or statistics."""
-    return any(True for _ in chain(module.parameters(recurse=False), module.buffers(recurse=False)))

@@ -151,7 +151,7 @@ def _grid(model: nn.Module, features: Tensor, layout: Layout) -> tuple[int, int]
     return None
 
 
-class _SignTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _SignTracker(TorchDispatchMode):
     """Remembers which tensors cannot hold negative values, from the operations that made them."""
 
     # fmt: off
@@ -172,7 +172,7 @@ class _SignTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # fmt: on
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.non_negative: dict[int, Tensor] = {}
 
     def __contains__(self, tensor: Tensor) -> bool:

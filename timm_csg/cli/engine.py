@@ -176,7 +176,7 @@ class Training(TrainingMixin):
         if self.scaler is not None:
             self.scaler(loss, optimizer, clip_grad=clip, parameters=self.model.parameters())
         else:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if clip is not None:
                 dispatch_clip_grad(self.model.parameters(), clip)
             optimizer.step()

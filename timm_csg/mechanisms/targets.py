@@ -93,7 +93,7 @@ def _check_rows(weights: Tensor, multi_hot: Tensor) -> None:
 
 
 def _strongest_row(gate: Tensor, weights: Tensor) -> Tensor:
-    """Largest gate entry over the classes present, some classes at a time: the whole would be batch × the gate's size."""
+    """Largest gate entry over the classes present; some classes at a time, all at once would be batch × gate."""
     rows = weights.new_zeros(weights.shape[0], gate.shape[1])
     for present, part in zip(weights.split(32, dim=1), gate.split(32), strict=True):
         rows = torch.maximum(rows, (present[:, :, None] * part).amax(dim=1))
