@@ -172,7 +172,7 @@ class _SignTracker(TorchDispatchMode):
     # fmt: on
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.non_negative: dict[int, Tensor] = {}
 
     def __contains__(self, tensor: Tensor) -> bool:

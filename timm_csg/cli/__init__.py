@@ -58,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train recipes side by side and measure them; without options: scikit-learn's digits, under two minutes",
-        description="Train one or several recipes on one data set and measure them. Without options: standard, "
-        "the paper's gate and the competitive gate on scikit-learn's handwritten digits.",
+        description="Train one or several recipes on one data set and measure them. Without options: standard\n"
+        "training, the paper's gate and the competitive gate on scikit-learn's handwritten digits.",
         epilog=f"recipes:\n  {'standard':12} plain timm training\n{recipes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

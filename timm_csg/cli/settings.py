@@ -164,7 +164,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         flag = "--" + item.name.replace("_", "-")
         kind = str(item.type).removesuffix(" | None")
         extra: dict[str, Any] = {"help": item.metadata["help"], "default": argparse.SUPPRESS}
-        if item.default not in (None, False) and not isinstance(item.default, dict):
+        if item.name in DEFAULTS:
+            extra["help"] += (
+                f" (digits: {_words(DIGITS_DEFAULTS.get(item.name))}; other data: {_words(DEFAULTS[item.name])})"
+            )
+        elif item.default not in (None, False) and not isinstance(item.default, dict):
             extra["help"] += f" (default: {item.default})"
         if kind == "bool":
             extra["action"] = "store_true"
@@ -179,6 +183,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             extra["choices"] = item.metadata.get("choices")
             extra["metavar"] = None if extra["choices"] else kind.upper()
         parser.add_argument(flag, dest=item.name, **extra)
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 class _KeyValues(argparse.Action):

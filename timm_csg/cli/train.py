@@ -63,6 +63,8 @@ def train(
     results: dict[str, Any] = {}
     log: list[dict[str, Any]] = []
     console = Console() if console is None else console
+    if not quiet:
+        console.print(f"{data.description}; {settings.model}, {settings.epochs} epochs each", highlight=False)
     with LiveDisplay(console, list(recipes), len(recipes) * settings.epochs * steps_per_epoch, quiet=quiet) as display:
         for name, recipe in recipes.items():
             training = Training(name, recipe, settings, data.num_classes, steps_per_epoch, device, output / name)
