@@ -284,7 +284,9 @@ def test_positive_evidence_is_refused_where_the_head_is_not_linear(make_model, i
 
 
 def test_gate_as_evidence_sums_the_mean_responses_of_a_classes_filters(make_model, name, images, gated):
-    model = gated(timm_csg.differentiate(make_model(name), gating="competitive", evidence="gate"))
+    num_filters = make_model(name).num_features
+    options = {"gating": "competitive", "evidence": "gate", "evidence_scale": num_filters / 5}  # a plain sum
+    model = gated(timm_csg.differentiate(make_model(name), **options))
     features = model.forward_features(images)
     if name == "test_vit":
         pooled = model.forward_head(features, pre_logits=True)  # the class token

@@ -4,9 +4,11 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
@@ -171,6 +173,20 @@ def test_trains_on_pictures_of_the_user(form, image_folder, tmp_path):
     data = ["--data", form.format(image_folder), "--data-dir", str(image_folder)]
     assert main(["train", "--output", str(tmp_path / "out"), *data, *FOLDER]) == 0
     assert timm_csg.from_pretrained(tmp_path / "out" / "model").num_classes == 2
+
+
+def test_trains_on_tar_files_with_names_from_inside(image_folder, tmp_path):
+    for split in ("train", "val"):
+        with tarfile.open(image_folder / f"{split}.tar", "w") as tar:
+            tar.add(image_folder / split, arcname=".")
+        shutil.rmtree(image_folder / split)
+    assert main(["train", "--output", str(tmp_path / "out"), "--data", str(image_folder), *FOLDER]) == 0
+
+
+def test_command_can_be_corrected_without_another_folder(image_folder, tmp_path):
+    command = ["train", "--output", str(tmp_path / "out"), "--data", str(image_folder), *FOLDER]
+    assert main([*command, "--val-split", "nowhere"]) == 2
+    assert main(command) == 0
 
 
 def test_mechanism_options_and_schedule_of_the_command_line_win(image_folder, tmp_path):

@@ -45,9 +45,10 @@ def competitive_logits(features, gate, layout, forward_head):
     return logits
 
 
-def evidence_logits(features, gate, weight, bias, evidence):
-    """Pool → linear: sum_k E_ck G_ck GAP(A_k) + b_c with E = W, relu(W) or 1, for features [batch, filters, h, w]."""
-    says = {"any": lambda w: w, "positive": lambda w: max(w, 0.0), "gate": lambda w: 1.0}[evidence]
+def evidence_logits(features, gate, weight, bias, evidence, scale=6.4):
+    """Pool → linear: sum_k E_ck G_ck GAP(A_k) + b_c with E = W, relu(W) or scale * C / K, [batch, filters, h, w]."""
+    constant = scale * gate.shape[0] / gate.shape[1]
+    says = {"any": lambda w: w, "positive": lambda w: max(w, 0.0), "gate": lambda w: constant}[evidence]
     logits = []
     for maps in features.tolist():
         pooled = [math.fsum(math.fsum(line) for line in image) / (len(image) * len(image[0])) for image in maps]

@@ -155,9 +155,10 @@ def _folder_of_split(root: Path, split: str) -> Path:
 
 def _class_names(dataset: Any, settings: TrainSettings) -> list[str]:
     reader = getattr(dataset, "reader", dataset)
-    by_name = getattr(reader, "class_to_idx", None) or getattr(dataset, "class_to_idx", None)
+    candidates = [getattr(reader, name, None) for name in ("class_to_idx", "class_name_to_idx")]  # folders; tar files
+    by_name: dict[str, int] | None = next(filter(None, candidates), None)
     if by_name:
-        names = sorted(by_name, key=by_name.get)
+        names = sorted(by_name, key=by_name.__getitem__)
         if settings.num_classes not in (None, len(names)):
             raise ValueError(f"--num-classes is {settings.num_classes}, but the data has {len(names)} classes.")
         return [str(name) for name in names]

@@ -195,7 +195,7 @@ class Training(TrainingMixin):
 
     def save_model(self, folder: Path, measured: dict[str, Any] | None = None) -> Path:
         """Write a checkpoint that plain timm loads, and ``timm_csg.from_pretrained`` with its mechanism."""
-        base = self.settings.model if self.settings.pretrained else None
+        base = self.eval_model.pretrained_cfg.get("hf_hub_id") if self.settings.pretrained else None
         if is_differentiated(self.eval_model):
             return save_pretrained(self.eval_model, folder, metrics=measured, base_model=base)
         return save_plain(self.eval_model, folder)

@@ -55,10 +55,12 @@ def train(
     """
     settings = settings.resolved()
     recipes = {name: None if name == STANDARD else with_overrides(RECIPES[name], settings) for name in settings.recipe}
-    output.mkdir(parents=True, exist_ok=True)
-    _keep_settings(settings, output)
+    _check_folder(settings, output)
     device = _device(settings.device)
     data = load_data(settings, data_config(settings), device)
+    output.mkdir(parents=True, exist_ok=True)
+    with replacing(output / _SETTINGS) as temporary:
+        temporary.write_text(settings.to_json(), encoding="utf-8")
     steps_per_epoch = len(data.train)
     results: dict[str, Any] = {}
     log: list[dict[str, Any]] = []
@@ -116,18 +118,13 @@ def read_settings(output: Path) -> TrainSettings:
     return TrainSettings.from_json(path.read_text(encoding="utf-8"))
 
 
-def _keep_settings(settings: TrainSettings, output: Path) -> None:
-    path = output / _SETTINGS
-    if path.exists():
-        earlier = read_settings(output)
-        machine = {name: getattr(settings, name) for name in ("device", "workers", "data_dir")}
-        if replace(earlier, **machine) != settings:
-            raise ValueError(
-                f"{output} holds a run with other settings; choose another --output, or --resume {output}."
-            )
+def _check_folder(settings: TrainSettings, output: Path) -> None:
+    """Refuse a folder with epochs of a run that had other settings; another machine's device and paths may differ."""
+    if not any(output.glob("*/state.safetensors")):
         return
-    with replacing(path) as temporary:
-        temporary.write_text(settings.to_json(), encoding="utf-8")
+    machine = {name: getattr(settings, name) for name in ("device", "workers", "data_dir")}
+    if replace(read_settings(output), **machine) != settings:
+        raise ValueError(f"{output} holds a run with other settings; choose another --output, or --resume {output}.")
 
 
 def _device(name: str) -> torch.device:

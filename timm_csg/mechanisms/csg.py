@@ -36,8 +36,11 @@ class CSGConfig(MechanismConfig):
         gating: ``"label"`` (the paper) or ``"competitive"`` (every class through its own row, no label needed).
         evidence: What a filter says for a class on the competitive path. ``"any"``: response × classifier weight ×
             gate. ``"positive"``: the same with relu(weight), so that a filter can only speak for its classes, never
-            against others. ``"gate"``: response × gate, so that the logit of a class is the sum of its filters (and the
-            bias).
+            against others. ``"gate"``: response × gate, so that the logit of a class is the sum of its filters (times a
+            constant, plus the bias).
+        evidence_scale: For ``evidence="gate"``: the sum is multiplied by ``evidence_scale`` × classes / filters, so that
+            logits have one scale for every width. 6.4 is filters / classes of the ResNet20 on CIFAR-10 that it was found
+            with, so there it is the plain sum.
         filter_dropout: Share of the responses dropped from the competitive path in training. A filter that cannot count
             on the others has to know its class by itself.
         gated_weight: λ1, weight of the criterion on the gated logits.
@@ -59,6 +62,7 @@ class CSGConfig(MechanismConfig):
 
     gating: Literal["label", "competitive"] = "label"
     evidence: Literal["any", "positive", "gate"] = "any"
+    evidence_scale: float = 6.4
     filter_dropout: float = 0.0
     gated_weight: float = 1.0
     sparsity_weight: float = 1e-3
@@ -75,6 +79,7 @@ class CSGConfig(MechanismConfig):
         check_fraction("sparsity_weight", self.sparsity_weight)
         check_fraction("foreign_weight", self.foreign_weight)
         check_fraction("initial_gate", self.initial_gate, high=1.0)
+        check_fraction("evidence_scale", self.evidence_scale)
         check_fraction("filter_dropout", self.filter_dropout, high=0.99)
         if self.classes_per_filter is not None:
             check_fraction("classes_per_filter", self.classes_per_filter, low=1.0)
@@ -230,10 +235,10 @@ class ClassSpecificGate(Mechanism):
         evidence = self.config.evidence
         if evidence == "gate" or head.weight is not None:
             pooled = F.dropout(self._pooled(features, head), self.config.filter_dropout, self.training)
-            matrix: Tensor = self.gate
+            says: Tensor | float = self.config.evidence_scale * self.num_classes / self.num_filters
             if evidence != "gate" and head.weight is not None:
-                matrix = matrix * (F.relu(head.weight) if evidence == "positive" else head.weight)
-            return F.linear(pooled, matrix, head.bias)
+                says = F.relu(head.weight) if evidence == "positive" else head.weight
+            return F.linear(pooled, self.gate * says, head.bias)
         if evidence == "positive":
             raise ValueError(
                 "evidence='positive' takes relu of the classifier's weights and so needs a pool → linear head, but "
