@@ -35,46 +35,37 @@ def main(arguments: list[str] | None = None) -> dict:
     images, targets = load_cifar(args.data, "train")
     train = Batches(images[: args.train_images], targets[: args.train_images], args.batch_size, is_training=True)
     test = Batches(*load_cifar(args.data, "test"), 500, is_training=False)
-    model = timm.create_model("resnet20_cifar")
-    loop = timm_csg.TrainingMixin()
-    recipe = RECIPES.get(args.recipe)
+    model, loop, recipe = timm.create_model("resnet20_cifar"), timm_csg.TrainingMixin(), RECIPES.get(args.recipe)
     if recipe:
-        model = timm_csg.differentiate(model, num_classes=10, mechanism=recipe.mechanism)
+        model = timm_csg.differentiate(model, mechanism=recipe.mechanism)
         loop.schedule = recipe.schedule
     model = model.to(memory_format=torch.channels_last)
-    gate_lr = args.lr * (recipe.gate_lr_scale if recipe else 1)
+    gate_lr = recipe.gate_lr if recipe else None
     groups = timm_csg.param_groups(model, lr=args.lr, gate_lr=gate_lr, weight_decay=5e-4)
     optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
-    rates = [group["lr"] for group in groups]
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, total_steps=args.epochs * len(train), pct_start=0.25, cycle_momentum=False
-    )
+    steps, rates = args.epochs * len(train), [group["lr"] for group in groups]
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps, pct_start=0.25, cycle_momentum=False)
     if recipe:
         loop.attach(optimizer, model)  # projects the gate after every optimizer.step()
     criterion = torch.nn.functional.cross_entropy
-
     start = time.perf_counter()
     for epoch in range(args.epochs):
         loop.set_epoch(epoch)
         model.train()
         for images, targets in train:
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                losses = (
-                    loop.losses(model, images, targets, criterion)
-                    if recipe
-                    else {"loss": criterion(model(images), targets)}
-                )
-            losses["loss"].backward()
+                losses = loop.losses(model, images, targets, criterion) if recipe else {}
+                loss = losses["loss"] if recipe else criterion(model(images), targets)
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             scheduler.step()
-        print(f"epoch {epoch + 1}: loss {losses['loss']:.3f}, {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"epoch {epoch + 1}: loss {loss:.3f}, {time.perf_counter() - start:.0f} s", flush=True)
     result = {"recipe": args.recipe, "epochs": args.epochs, "seed": args.seed, "seconds": time.perf_counter() - start}
     result |= evaluate(model.eval(), test)
     if recipe:
-        timm_csg.save_pretrained(model, args.output, metrics=result)
-    else:
-        args.output.mkdir(parents=True, exist_ok=True)
+        timm_csg.save_pretrained(model, args.output)
+    args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
     return result

@@ -1,0 +1,83 @@
+"""The documentation is true: its code runs as written, offline, and it names what exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import timm_csg
+import timm_csg.metrics
+import timm_csg.plots
+from timm_csg.cli import main
+from timm_csg.recipes import RECIPES
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def text(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page, language):
+    """Code blocks as (line number, code)."""
+    found = BLOCK.finditer(text(page))
+    return [(text(page)[: m.start()].count("\n") + 2, m[2]) for m in found if m[1] == language]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_every_python_block_runs_in_sequence(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": page.stem}
+    for line, code in blocks(page, "python"):
+        exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)  # so that errors name the page's line
+
+
+def test_readme_gives_exactly_two_commands():
+    commands = [code.strip() for _, code in blocks("README.md", "bash")]
+    assert commands == ['pip install -e ".[plots]" && timm-csg train', 'pip install -e ".[test]" && pytest']
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_bash_blocks_parse(page, monkeypatch):
+    parsed = []
+    monkeypatch.setattr("timm_csg.cli._train", lambda namespace, console, quiet: parsed.append(namespace) or 0)
+    for _, code in blocks(page, "bash"):
+        for line in code.replace("\\\n", " ").splitlines():
+            command = line.rpartition("&& ")[2].split()
+            if command[:2] == ["timm-csg", "train"]:
+                assert main(command[1:]) == 0
+                assert parsed.pop().command == "train"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_pages_and_pictures_are_named_with_their_right_place(page):
+    ours = {path.relative_to(ROOT).as_posix() for path in (*PAGES, ROOT / "CITATION.cff")}
+    ours |= {"docs/results.md", "docs/images/gate_cifar10.png"}  # made by the measurements
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text(page)):
+        if "://" not in target:
+            assert (page.parent / target).resolve().relative_to(ROOT).as_posix() in ours
+
+
+def test_api_page_names_every_public_name():
+    page = text("docs/api.md")
+    named = set(re.findall(r"^(?:::: |      heading: )([\w.]+)$", page, re.MULTILINE))
+    for module in (timm_csg, timm_csg.metrics, timm_csg.plots):
+        assert {f"{module.__name__}.{name}" for name in module.__all__} <= named
+
+
+def test_files_on_the_index_page_exist():
+    named = set(re.findall(r"`((?:timm_csg|examples)/[\w/]+\.py)`", text("docs/index.md")))
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def test_method_card_states_the_values_in_force():
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", text("docs/mechanisms/csg.md"), re.MULTILINE))
+    default, recipe = timm_csg.CSGConfig().to_dict(), RECIPES["competitive"].mechanism.to_dict()
+    assert {name: rows.get(name) for name in default} == {name: f"{default[name]} | {recipe[name]}" for name in default}
+
+
+def test_versions_agree():
+    assert f"## [{timm_csg.__version__}]" in text("CHANGELOG.md")
+    assert f"\nversion: {timm_csg.__version__}\n" in text("CITATION.cff")
