@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import timm_csg
 from timm_csg.cli import main
 from timm_csg.cli import train as train_module
-from timm_csg.cli.engine import Training, TrainingError
+from timm_csg.cli.engine import Training, TrainingError, with_overrides
 from timm_csg.cli.settings import TrainSettings
 from timm_csg.recipes import RECIPES
 
@@ -150,6 +150,14 @@ def test_released_recipe_uses_one_optimizer_for_each_path(tmp_path):
     assert all(
         optimizer.param_groups[-1]["params"][0] is training.model.mechanism.gate for optimizer in training.optimizers
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "gate_lr"), [({"opt": "sgd"}, 0.1), ({"opt": "adamw"}, 0.01), ({"gate_lr": 0.3}, 0.3)]
+)
+def test_learning_rate_of_the_gate_suits_the_optimizer(options, gate_lr):
+    settings = TrainSettings(**options).resolved()
+    assert with_overrides(RECIPES["competitive"], settings).gate_lr == pytest.approx(gate_lr)
 
 
 @pytest.fixture

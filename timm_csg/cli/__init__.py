@@ -37,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("timm").setLevel(logging.WARNING)
     from timm_csg.cli.engine import TrainingError
 
+    run = {"train": _train, "push": _push}[namespace.command]
     try:
-        return _train(namespace, console, quiet)
+        return run(namespace, console, quiet)
     except (ValueError, TypeError, ImportError, OSError) as error:
         _say(f"timm-csg {namespace.command}: {error}")
         return 2
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from timm_csg.cli.push import add_push_arguments
     from timm_csg.cli.settings import add_arguments
     from timm_csg.recipes import RECIPES
 
@@ -67,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an interrupted run; its settings hold")
     train.add_argument("--quiet", action="store_true", help="no progress; implied where the output is not a terminal")
     add_arguments(train)
+    push = commands.add_parser(
+        "push",
+        help="push a saved model to the Hugging Face Hub",
+        description="Push a folder made by timm-csg train or save_pretrained to the Hugging Face Hub, in one commit.",
+    )
+    push.add_argument("--quiet", action="store_true", help="no progress; implied where the output is not a terminal")
+    add_push_arguments(push)
     return parser
 
 
@@ -96,6 +105,12 @@ def _train(namespace: argparse.Namespace, console: Console, quiet: bool) -> int:
     console.print(result_table(results))
     console.print(f"run folder: {output}", soft_wrap=True, highlight=False)
     return 0
+
+
+def _push(namespace: argparse.Namespace, console: Console, quiet: bool) -> int:
+    from timm_csg.cli.push import push
+
+    return push(namespace, console, quiet=quiet)
 
 
 def _say(text: str) -> None:

@@ -233,7 +233,10 @@ def with_overrides(recipe: Recipe, settings: TrainSettings) -> Recipe:
     if settings.mechanism != "csg" or settings.option:
         options = mechanism.to_dict() if settings.mechanism == "csg" else {}
         _, mechanism = resolve_config(settings.mechanism, options | (settings.option or {}))
-    gate_lr = recipe.gate_lr if settings.gate_lr is None else settings.gate_lr
+    gate_lr = settings.gate_lr
+    if gate_lr is None:
+        has_momentum_only = settings.opt.lower().startswith(("sgd", "momentum", "nesterov"))
+        gate_lr = recipe.gate_lr if has_momentum_only or recipe.separate_optimizers else recipe.gate_lr / 10
     return replace(recipe, mechanism=mechanism, schedule=settings.schedule or recipe.schedule, gate_lr=gate_lr)
 
 

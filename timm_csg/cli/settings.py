@@ -47,7 +47,9 @@ class TrainSettings:
     gated: int = _option(1, "alternating: gated units at the end of each cycle")
     gate_warmup: int = _option(0, "units at the start that take the standard path only")
     path_unit: Literal["epoch", "step"] = _option("epoch", "unit of the schedule", choices=["epoch", "step"])
-    gate_lr: float | None = _option(None, "learning rate of the gate; default: the recipe's")
+    gate_lr: float | None = _option(
+        None, "learning rate of the gate; default: the recipe's, a tenth unless --opt is sgd"
+    )
     epochs: int = _option(None, "epochs of every training")
     batch_size: int = _option(None, "images in a batch")
     opt: str = _option(None, "optimizer, any of timm's")
