@@ -209,7 +209,7 @@ def test_failure_between_two_renames_is_noticed_on_loading(model, other, saved, 
     with pytest.raises(OSError, match="on fire"):
         save_pretrained(other, saved)
     monkeypatch.undo()
-    assert sorted(contents(saved)) == sorted(FILES)
+    assert sorted(contents(saved)) == sorted([*FILES, "README.md"])
     assert_refused(lambda: load_checkpoint(model, saved), model, "checksum differs")
 
 
@@ -460,3 +460,9 @@ def test_config_and_weights_of_different_models_are_one_error(other, saved):
 def test_config_that_is_no_dictionary_is_refused(other, saved, text):
     (saved / "config.json").write_text(text)
     assert_refused(lambda: from_pretrained(saved), other, "without a mechanism")
+
+
+def test_files_have_the_permissions_of_any_new_file(tiny_model, tmp_path):
+    (tmp_path / "any").touch()
+    timm_csg.save_pretrained(timm_csg.differentiate(tiny_model), tmp_path / "out")
+    assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {(tmp_path / "any").stat().st_mode}

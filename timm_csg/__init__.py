@@ -1,6 +1,9 @@
 """Make timm models interpretable by training: ``timm_csg.differentiate(timm.create_model(...), num_classes)``."""
 
-from timm_csg.checkpoint import CheckpointError, from_pretrained, load_checkpoint, save_pretrained
+from timm_csg.checkpoint import load_checkpoint, save_pretrained
+from timm_csg.hub import from_pretrained, push_to_hub
+from timm_csg.hub_errors import HubError
+from timm_csg.manifest import CheckpointError
 from timm_csg.mechanisms import (
     ClassSpecificGate,
     CSGConfig,
@@ -28,6 +31,7 @@ __all__ = [
     "CheckpointError",
     "ClassSpecificGate",
     "DifferentiatedModel",
+    "HubError",
     "Joint",
     "Mechanism",
     "MechanismConfig",
@@ -44,6 +48,7 @@ __all__ = [
     "load_checkpoint",
     "param_groups",
     "plain",
+    "push_to_hub",
     "register_mechanism",
     "save_pretrained",
     "undifferentiate",

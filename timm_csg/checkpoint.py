@@ -6,17 +6,19 @@
     config.json              timm's, with one more root key "timm_csg"
     timm_csg.safetensors     the mechanism
     metrics.json             what was measured, if anything
+    README.md                model card; a README without our markers is its author's and left alone
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
+import math
 import os
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,19 +30,17 @@ from timm.models import clean_state_dict
 from timm.models._hub import save_config_for_hf
 from timm.utils.model import unwrap_model
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
-from timm_csg.mechanisms.base import list_mechanisms, resolve_config
+from timm_csg import card, manifest
+from timm_csg.manifest import ASSETS, CONFIG, FORMAT, MECHANISM, METRICS, README, WEIGHTS, Header
+from timm_csg.manifest import CheckpointError as CheckpointError
+from timm_csg.mechanisms.base import MechanismConfig
 from timm_csg.model import DifferentiatedModel, differentiate, plain
 from timm_csg.version import __version__
 
 _logger = logging.getLogger(__name__)
-FORMAT = 1
-_WEIGHTS, _MECHANISM, _CONFIG, _METRICS = "model.safetensors", "timm_csg.safetensors", "config.json", "metrics.json"
 _PREFIX = "mechanism."
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is damaged, incomplete, foreign, or does not fit the model; nothing has been changed."""
 
 
 @contextmanager
@@ -58,7 +58,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors makes its files unreadable to others
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
@@ -78,6 +81,7 @@ def save_pretrained(
 
     The weights are written as plain timm writes them, contiguous and untied, whatever the memory format of the model.
     Every file is written under a temporary name and then renamed, ``config.json`` with the others' checksums last.
+    ``README.md`` becomes a model card; in one that exists only the block between our markers is replaced.
     For mechanisms that act at inference without targets, plain timm loads the weights but computes other logits.
 
     Args:
@@ -103,14 +107,18 @@ def save_pretrained(
         )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    readme = _readme(model, directory, metrics, base_model)
     with ExitStack() as stack:
         # Renamed in the reverse order of this list when the stack unwinds: config.json last.
-        config_file = stack.enter_context(replacing(directory / _CONFIG))
+        config_file = stack.enter_context(replacing(directory / CONFIG))
+        if readme is not None:
+            readme_file = stack.enter_context(replacing(directory / README))
+            readme_file.write_text(readme, encoding="utf-8", newline="")
         if metrics is not None:
-            metrics_file = stack.enter_context(replacing(directory / _METRICS))
+            metrics_file = stack.enter_context(replacing(directory / METRICS))
             metrics_file.write_text(_to_json(metrics))
-        mechanism_file = stack.enter_context(replacing(directory / _MECHANISM))
-        weights_file = stack.enter_context(replacing(directory / _WEIGHTS))
+        mechanism_file = stack.enter_context(replacing(directory / MECHANISM))
+        weights_file = stack.enter_context(replacing(directory / WEIGHTS))
         _save_tensors(model.mechanism.state_dict(), mechanism_file)
         with plain(model):
             config = _write_plain(model, weights_file, config_file)
@@ -122,8 +130,9 @@ def save_pretrained(
             "versions": {"timm_csg": __version__, "timm": timm.__version__, "torch": str(torch.__version__)},
             "base_model": base_model,
             "base_revision": base_revision,
-            "sha256": {_WEIGHTS: _sha256(weights_file), _MECHANISM: _sha256(mechanism_file)},
+            "sha256": {WEIGHTS: manifest.sha256(weights_file), MECHANISM: manifest.sha256(mechanism_file)},
         }
+        config["timm_csg"]["sha256"][CONFIG] = manifest.fingerprint(config)
         config_file.write_text(_to_json(config))
     return directory
 
@@ -140,16 +149,20 @@ def save_plain(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with replacing(directory / _CONFIG) as config_file, replacing(directory / _WEIGHTS) as weights_file:
+    with replacing(directory / CONFIG) as config_file, replacing(directory / WEIGHTS) as weights_file:
         config_file.write_text(_to_json(_write_plain(model, weights_file, config_file)))
     return directory
 
 
-def from_pretrained(name: str | os.PathLike[str]) -> DifferentiatedModel:
+def load_directory(directory: str | os.PathLike[str], *, source: str | None = None) -> DifferentiatedModel:
     """Load a model saved by ``save_pretrained``, differentiated, in eval mode, on the CPU.
 
+    The folder may come from anywhere: the model is first built without memory and compared with the shapes in the
+    files, so that only a model as large as its files is ever made.
+
     Args:
-        name: The folder, also as ``"local-dir:folder"``.
+        directory: The folder.
+        source: Where it comes from, in timm's words, for errors; None: ``"local-dir:folder"``.
 
     Returns:
         The model; its standard and gated logits are bit for bit those of the saved one.
@@ -161,23 +174,66 @@ def from_pretrained(name: str | os.PathLike[str]) -> DifferentiatedModel:
         >>> import tempfile
         >>> folder = tempfile.mkdtemp()
         >>> _ = save_pretrained(differentiate(timm.create_model("test_resnet", num_classes=10)), folder)
-        >>> from_pretrained(folder).mechanism.class_filter_matrix().shape
+        >>> load_directory(folder).mechanism.class_filter_matrix().shape
         torch.Size([10, 96])
     """
-    directory = Path(str(name).removeprefix("local-dir:"))
-    config = _read_config(directory)
-    own = config["timm_csg"]
-    weights, mechanism_state = _read_parts(directory, own)
+    directory = Path(directory)
+    config = manifest.read_config(directory, source)
+    own, config_file = config["timm_csg"], directory / CONFIG
+    manifest.check_files(directory, own)
+    headers = manifest.read_headers(directory / WEIGHTS)
+    headers |= {_PREFIX + key: value for key, value in manifest.read_headers(directory / MECHANISM).items()}
+    options = manifest.mechanism_config(own, config_file)
+    manifest.check_buildable(config, config_file)
+    with torch.device("meta"), _at_most(32 * len(headers) + 2000):
+        skeleton = _build(directory, config["num_classes"], options)
+    _check_fit(skeleton, headers, directory)
+    _check_size(skeleton, headers, config_file)
+    manifest.check_fingerprint(config, config_file)
+    weights, mechanism_state = _read_file(directory / WEIGHTS), _read_file(directory / MECHANISM)
+    model = _build(directory, config["num_classes"], options)
+    _load_all(model, weights | {_PREFIX + key: value for key, value in mechanism_state.items()}, directory)
+    model.eval()
+    return model
+
+
+def _build(directory: Path, num_classes: int, options: MechanismConfig) -> DifferentiatedModel:
     try:
-        model = timm.create_model(f"local-dir:{directory}", pretrained=False, num_classes=config.get("num_classes"))
-        _, mechanism_config = resolve_config(own["mechanism"], own["config"])
-        differentiated = differentiate(model, mechanism=mechanism_config)
-    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{directory / _CONFIG} does not describe a model that can be built: {error}") from error
-    mechanism_state = {_PREFIX + key: value for key, value in mechanism_state.items()}
-    _load_all(differentiated, {**weights, **mechanism_state}, directory)
-    differentiated.eval()
-    return differentiated
+        model = timm.create_model(f"local-dir:{directory}", pretrained=False, num_classes=num_classes)
+        return differentiate(model, num_classes, options)
+    except Exception as error:  # timm's constructors raise whatever Python does on arguments they do not check
+        problem = manifest.short(f"{type(error).__name__}: {error}")
+        raise CheckpointError(f"{directory / CONFIG} does not describe a model that can be built: {problem}") from error
+
+
+@contextmanager
+def _at_most(modules: int) -> Iterator[None]:
+    """Stop building a model in this thread that has far more modules than its files have tensors."""
+    thread, left = threading.get_ident(), modules
+
+    def count(*_: object) -> None:
+        nonlocal left
+        if threading.get_ident() == thread:
+            left -= 1
+            if left < 0:
+                raise ValueError("it would have far more layers than its weights")
+
+    handle = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _check_size(skeleton: nn.Module, headers: dict[str, Header], path: Path) -> None:
+    """Refuse buffers that are in no file, such as position tables, and larger than anything the weights call for."""
+    allowed = 2**28 + 16 * sum(math.prod(header.shape) for header in headers.values())
+    needed = sum(buffer.numel() for buffer in skeleton.buffers())
+    if needed > allowed:
+        raise CheckpointError(
+            f"{path} does not describe a model that can be built: its tables would have {needed:,} values, far more "
+            "than its weights; model_args or pretrained_cfg is damaged."
+        )
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
@@ -198,13 +254,14 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
     path = Path(path)
     target = unwrap_model(model)
     if path.is_dir():
-        own = _read_config(path)["timm_csg"]
+        own = manifest.read_config(path)["timm_csg"]
         if isinstance(target, DifferentiatedModel) and own["mechanism"] != target.mechanism.name:
             raise CheckpointError(
                 f"{path} holds mechanism {own['mechanism']!r}, but the model has {target.mechanism.name!r}; "
                 "differentiate accordingly, or use from_pretrained()."
             )
-        weights, mechanism_state = _read_parts(path, own)
+        manifest.check_files(path, own)
+        weights, mechanism_state = _read_file(path / WEIGHTS), _read_file(path / MECHANISM)
         if isinstance(target, DifferentiatedModel):
             weights |= {_PREFIX + key: value for key, value in mechanism_state.items()}
     else:
@@ -214,49 +271,6 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
         weights |= {key: value for key, value in target.state_dict().items() if key.startswith(_PREFIX)}
     _load_all(target, weights, path)
     return model
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / _CONFIG
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {directory}: there is no {_CONFIG} in it.")
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged, it is not JSON: {error}.") from error
-    own = config.get("timm_csg") if isinstance(config, dict) else None
-    if own is None:
-        raise CheckpointError(
-            f"{path} is a checkpoint without a mechanism; load it with timm.create_model('local-dir:{directory}', "
-            "pretrained=True) and call differentiate()."
-        )
-    if not isinstance(own, dict) or not isinstance(own.get("format"), int):
-        raise CheckpointError(f"{path} is damaged: its entry 'timm_csg' has no format number.")
-    if own["format"] > FORMAT:
-        raise CheckpointError(
-            f"{path} has format {own['format']}, this version reads up to {FORMAT}; pip install --upgrade timm_csg."
-        )
-    if not isinstance(own.get("sha256", {}), dict):
-        raise CheckpointError(f"{path} is damaged: its checksums are no dictionary.")
-    if own.get("mechanism") not in list_mechanisms() or not isinstance(own.get("config"), dict):
-        raise CheckpointError(
-            f"{path} names the mechanism {own.get('mechanism')!r}; known here are {', '.join(list_mechanisms())}."
-        )
-    return config
-
-
-def _read_parts(directory: Path, own: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    for name in (_WEIGHTS, _MECHANISM):
-        path = directory / name
-        if not path.is_file():
-            raise CheckpointError(f"the checkpoint at {directory} is incomplete: {name} is missing.")
-        expected = own.get("sha256", {}).get(name)
-        if expected is not None and expected != _sha256(path):
-            raise CheckpointError(
-                f"{path} is damaged or was not saved together with {_CONFIG} (its checksum differs); "
-                "save or download again."
-            )
-    return _read_file(directory / _WEIGHTS), _read_file(directory / _MECHANISM)
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -280,25 +294,55 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _load_all(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> None:
-    expected = model.state_dict()
-    problems = [f"missing {key}" for key in expected if key not in weights]
-    problems += [f"unexpected {key}" for key in weights if key not in expected]
-    problems += [
-        f"{key} has shape {list(weights[key].shape)} instead of {list(value.shape)}"
-        for key, value in expected.items()
-        if key in weights and weights[key].shape != value.shape
-    ]
-    if not isinstance(model, DifferentiatedModel) and any(key.startswith(_PREFIX) for key in weights):
-        problems.insert(0, "it holds a mechanism: differentiate() the model first")
-    problems += [
+    headers = {key: Header.of(value) for key, value in weights.items()}
+    problems = [
         f"{key} is not finite"
         for key, value in weights.items()
         if key.startswith(_PREFIX) and value.is_floating_point() and not value.isfinite().all()
     ]
+    _check_fit(model, headers, origin, problems)
+    model.load_state_dict(weights, strict=True)
+
+
+def _check_fit(model: nn.Module, found: dict[str, Header], origin: Path, others: Sequence[str] = ()) -> None:
+    expected = model.state_dict()
+    problems = [f"missing {key}" for key in expected if key not in found]
+    problems += [f"unexpected {key}" for key in found if key not in expected]
+    problems += [
+        f"{key} has shape {list(found[key].shape)} instead of {list(value.shape)}"
+        for key, value in expected.items()
+        if key in found and found[key].shape != tuple(value.shape)
+    ]
+    problems += [
+        f"{key} holds numbers of another kind than {value.dtype}"
+        for key, value in expected.items()
+        if key in found and found[key].kind != Header.of(value).kind
+    ]
+    if not isinstance(model, DifferentiatedModel) and any(key.startswith(_PREFIX) for key in found):
+        problems.insert(0, "it holds a mechanism: differentiate() the model first")
+    problems += others
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(f"{origin} does not fit this {type(model).__name__}: {'; '.join(problems[:5])}{more}.")
-    model.load_state_dict(weights, strict=True)
+        raise CheckpointError(
+            f"{origin} does not fit this {type(model).__name__}: {'; '.join(map(manifest.short, problems[:5]))}{more}."
+        )
+
+
+def _readme(
+    model: DifferentiatedModel, directory: Path, metrics: dict[str, Any] | None, base_model: str | None
+) -> str | None:
+    """The model card with our block brought up to date; None where the README is somebody's own."""
+    path = directory / README
+    figures = sorted(f"{ASSETS}/{file.name}" for file in (directory / ASSETS).glob("*.png"))
+    name = directory.resolve().name
+    try:
+        previous = path.read_bytes().decode() if path.is_file() else None
+        if previous is not None and not card.has_block(previous):
+            return None
+        return card.model_card(model, card.Facts(name, f"local-dir:{name}", metrics, base_model, figures), previous)
+    except ValueError as error:
+        _logger.warning("%s is left as it is: %s", path, error)
+        return None
 
 
 def _write_plain(model: nn.Module, weights_file: Path, config_file: Path) -> dict[str, Any]:
@@ -323,11 +367,3 @@ def _to_json(values: dict[str, Any]) -> str:
         raise ValueError(
             f"expected values that JSON can hold (finite numbers, strings, lists), but found: {error}"
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

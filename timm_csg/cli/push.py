@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 from rich.console import Console
 
 from timm_csg.hub import push_folder
+from timm_csg.manifest import CONFIG
 
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,11 +27,14 @@ def push(namespace: argparse.Namespace, console: Console, *, quiet: bool) -> int
     """Push, and say where it went.
 
     Raises:
+        ValueError: If the folder is a run, not a model.
         CheckpointError: If the folder holds no whole checkpoint.
         HubError: If the Hub cannot be reached or refuses.
     """
     if quiet:
         disable_progress_bars()
+    if not (namespace.folder / CONFIG).is_file() and (namespace.folder / "model" / CONFIG).is_file():
+        raise ValueError(f"{namespace.folder} is a run, its model is in {namespace.folder / 'model'}; push that.")
     commit = push_folder(
         namespace.folder,
         namespace.repo_id,

@@ -1,0 +1,95 @@
+"""What can go wrong between here and the Hub, in words that say what to do."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from timm_csg.manifest import CheckpointError, short
+
+# Of httpx2, httpx or requests: whichever this huggingface_hub is built on.
+TRANSPORT_ERROR: type[Exception] = next(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception))
+CONFLICTS, TROUBLES = (409, 412), (429, 500, 502, 503, 504)
+
+
+class HubError(OSError):
+    """The Hub cannot be reached, refuses, or lacks what was asked for; neither side was left half-written.
+
+    Attributes:
+        status: HTTP status of the answer; None if there was none.
+    """
+
+    status: int | None = None
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Around calls of huggingface_hub: turn errors of Hub, network and disk into one that says what to do."""
+    try:
+        yield
+    except (HubError, CheckpointError):
+        raise
+    except (OSError, TRANSPORT_ERROR, ValueError, RuntimeError) as error:
+        root = _root(error)
+        status = root.response.status_code if isinstance(root, HfHubHTTPError) else None
+        reason = _reason(root, status)
+        if reason is None:
+            raise
+        translated = HubError(f"cannot {what}: {reason}")
+        translated.status = status
+        raise translated from root
+
+
+def _root(error: BaseException) -> BaseException:
+    """The error behind what huggingface_hub makes of failed look-ups and of uploads in threads."""
+    wrapped = isinstance(error, RuntimeError) or (
+        isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError)
+    )
+    return error.__cause__ if wrapped and error.__cause__ is not None else error
+
+
+def _reason(error: BaseException, status: int | None) -> str | None:
+    """What happened and what to do; None where the error already says it."""
+    server = getattr(error, "server_message", None)
+    said = f" The Hub says: {short(str(server), 500)}" if server else ""
+    if isinstance(error, GatedRepoError):
+        return "access to this repository has to be granted; ask for it on its page, and log in with 'hf auth login'."
+    if isinstance(error, RevisionNotFoundError):
+        return "the repository has no such revision; look at its branches, or make one with HfApi().create_branch()."
+    if status == 401 and not isinstance(error, RepositoryNotFoundError):
+        return "the Hub does not accept the token; log in again with 'hf auth login', or pass a valid token=..."
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            "there is no such repository, or it is private and your token may not see it (and no folder of that name). "
+            "Check the spelling, and log in with 'hf auth login' or pass token=..."
+        )
+    if status == 403:
+        return f"the token lacks the permission; make one with write access to this repository.{said}"
+    if status in CONFLICTS:
+        return f"somebody else pushed at the same time; push again.{said}"
+    if status in TROUBLES:
+        return f"the Hub has trouble (status {status}); try again later.{said}"
+    if status is not None:
+        return f"the Hub answered with status {status}.{said}"
+    if isinstance(error, LocalEntryNotFoundError):
+        return "it is not in the cache, and the Hub cannot be reached or must not be asked (offline); connect once."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error}); make room, or choose another place with cache_dir=... or TMPDIR."
+    if isinstance(error, ConnectionError):  # offline mode
+        return str(error)
+    if isinstance(error, TRANSPORT_ERROR):
+        return f"the connection to the Hub failed ({type(error).__name__}: {error}); check the network, and try again."
+    if isinstance(error, OSError) and "Consistency check failed" in str(error):
+        return "the download was incomplete; try again."
+    if isinstance(error, ValueError) and "Invalid metadata in README.md" in str(error):
+        return f"the Hub does not accept the metadata of README.md, nothing was uploaded. {error}"
+    return None
