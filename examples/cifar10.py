@@ -47,8 +47,7 @@ def main(arguments: list[str] | None = None) -> dict:
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps, pct_start=0.25, cycle_momentum=False)
     if recipe:
         loop.attach(optimizer, model)  # projects the gate after every optimizer.step()
-    criterion = torch.nn.functional.cross_entropy
-    start = time.perf_counter()
+    criterion, start = torch.nn.functional.cross_entropy, time.perf_counter()
     for epoch in range(args.epochs):
         loop.set_epoch(epoch)
         model.train()
@@ -61,10 +60,10 @@ def main(arguments: list[str] | None = None) -> dict:
             optimizer.zero_grad()
             scheduler.step()
         print(f"epoch {epoch + 1}: loss {loss:.3f}, {time.perf_counter() - start:.0f} s", flush=True)
-    result = {"recipe": args.recipe, "epochs": args.epochs, "seed": args.seed, "seconds": time.perf_counter() - start}
-    result |= evaluate(model.eval(), test)
+    result = {"recipe": args.recipe, "data": "CIFAR-10", "seed": args.seed, "epochs": args.epochs}
+    result |= {"seconds": round(time.perf_counter() - start), **evaluate(model.eval(), test)}
     if recipe:
-        timm_csg.save_pretrained(model, args.output)
+        timm_csg.save_pretrained(model, args.output, metrics=result)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
@@ -78,10 +77,11 @@ def evaluate(model: torch.nn.Module, test: Batches) -> dict:
     gate = model.mechanism.class_filter_matrix() if timm_csg.is_differentiated(model) else None
     removed = metrics.ablate(model, test, metrics.owners(mutual if gate is None else gate), 10)
     result = {"accuracy": metrics.accuracy(seen.logits, seen.targets)}
-    result |= {"mis": float(metrics.mutual_information_score(mutual)), "own": removed.own, "others": removed.others}
+    result["mutual_information_score"] = float(metrics.mutual_information_score(mutual))
+    result |= {"class_without_its_filters": removed.own, "other_classes": removed.others}
     if gate is not None:
         result["gated_accuracy"] = metrics.accuracy(seen.gated_logits, seen.targets)
-        result["density"] = float(metrics.gate_density(gate))
+        result["gate_density"] = float(metrics.gate_density(gate))
         result["owner_agreement"] = float(metrics.owner_agreement(gate, mutual))
     return result
 

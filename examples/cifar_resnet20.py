@@ -23,7 +23,7 @@ class CifarResNet(ResNet):
     def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs, stem_width=8, stem_type="deep")
         self.conv1 = nn.Conv2d(kwargs.get("in_chans", 3), 16, 3, padding=1, bias=False)
-        self.maxpool = self.layer4 = nn.Identity()
+        self.maxpool, self.layer4 = nn.Identity(), nn.Identity()
 
 
 default_cfgs = generate_default_cfgs(

@@ -466,3 +466,10 @@ def test_files_have_the_permissions_of_any_new_file(tiny_model, tmp_path):
     (tmp_path / "any").touch()
     timm_csg.save_pretrained(timm_csg.differentiate(tiny_model), tmp_path / "out")
     assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {(tmp_path / "any").stat().st_mode}
+
+
+def test_numbers_of_other_weights_do_not_stay(tiny_model, tmp_path):
+    model = timm_csg.differentiate(tiny_model)
+    timm_csg.save_pretrained(model, tmp_path, metrics={"accuracy": 0.5})
+    timm_csg.save_pretrained(model, tmp_path)
+    assert not (tmp_path / "metrics.json").exists()

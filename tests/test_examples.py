@@ -71,6 +71,6 @@ def test_cifar10_runs_on_a_file_of_its_format(run_example, cifar, tmp_path, reci
     result = run_example("cifar10", *arguments)
     assert json.loads((output / "metrics.json").read_text()) == result
     assert 0 <= result["accuracy"] <= 1
-    assert ("density" in result) == (recipe != "standard")
+    assert ("gate_density" in result) == (recipe != "standard")
     if recipe != "standard":
         assert timm_csg.from_pretrained(output).mechanism.class_filter_matrix().shape == (10, 64)

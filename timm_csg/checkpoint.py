@@ -87,7 +87,7 @@ def save_pretrained(
     Args:
         model: A differentiated model, also wrapped in DistributedDataParallel or compiled.
         directory: Folder, made if it does not exist. Other files in it are left alone.
-        metrics: What was measured, written to ``metrics.json``.
+        metrics: What was measured, written to ``metrics.json``; None: nothing was, and an earlier file goes.
         base_model: Where the weights came from before training, for example ``"timm/resnet18.a1_in1k"``.
         base_revision: Its commit.
 
@@ -97,7 +97,8 @@ def save_pretrained(
     Raises:
         TypeError: If the model is not differentiated.
         ValueError: If ``metrics`` cannot be written as JSON.
-        OSError: If the folder cannot be written; files of an earlier save are then still whole.
+        OSError: If the folder cannot be written. An earlier save is then still whole, or, if it happened between two
+            renames, loading it fails with a checksum error; never with a mixture of the two.
     """
     model = unwrap_model(model)
     if not isinstance(model, DifferentiatedModel):
@@ -134,6 +135,8 @@ def save_pretrained(
         }
         config["timm_csg"]["sha256"][CONFIG] = manifest.fingerprint(config)
         config_file.write_text(_to_json(config))
+    if metrics is None:
+        (directory / METRICS).unlink(missing_ok=True)  # it told of other weights
     return directory
 
 

@@ -7,6 +7,7 @@ happened: on the CPU it ends with the same weights.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor, nn
 
 from timm_csg import metrics
-from timm_csg.checkpoint import save_plain, save_pretrained
+from timm_csg.checkpoint import replacing, save_plain, save_pretrained
 from timm_csg.cli.data import Loader
 from timm_csg.cli.settings import STANDARD, TrainSettings
 from timm_csg.cli.state import load_state, save_state
@@ -193,12 +194,26 @@ class Training(TrainingMixin):
             row |= {} if matrix is None else {"density": float(metrics.gate_density(matrix))}
         return row
 
-    def save_model(self, folder: Path, measured: dict[str, Any] | None = None) -> Path:
-        """Write a checkpoint that plain timm loads, and ``timm_csg.from_pretrained`` with its mechanism."""
-        base = self.eval_model.pretrained_cfg.get("hf_hub_id") if self.settings.pretrained else None
-        if is_differentiated(self.eval_model):
-            return save_pretrained(self.eval_model, folder, metrics=measured, base_model=base)
-        return save_plain(self.eval_model, folder)
+    def save_model(self, folder: Path, measured: dict[str, Any] | None = None, figure: Path | None = None) -> Path:
+        """Write a checkpoint that plain timm loads, and ``timm_csg.from_pretrained`` with its mechanism.
+
+        Args:
+            folder: Where to.
+            measured: For ``metrics.json`` and the model card.
+            figure: PNG of the gate for the card; not needed to exist.
+
+        Returns:
+            The folder.
+        """
+        timm_model: Any = self.eval_model
+        if not is_differentiated(self.eval_model):
+            return save_plain(timm_model, folder)
+        if figure is not None and figure.is_file():
+            (folder / "assets").mkdir(parents=True, exist_ok=True)
+            with replacing(folder / "assets" / "gate.png") as temporary:
+                shutil.copyfile(figure, temporary)
+        base = timm_model.pretrained_cfg.get("hf_hub_id") if self.settings.pretrained else None
+        return save_pretrained(timm_model, folder, metrics=measured, base_model=base)
 
     def _save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,8 @@ def measure(training: Training, data: Data, figures: Path) -> dict[str, Any]:
         figures: Folder for the figures.
 
     Returns:
-        JSON-able values: accuracies, MIS and its bound in nats, density, agreement of owners, ablation, seconds.
+        JSON-able values: what was trained, accuracies, MIS and its bound in nats, density, agreement of owners,
+        ablation, seconds.
     """
     model = training.eval_model
     seen = metrics.collect(model, data.validation, amp_dtype=training.amp_dtype)
@@ -38,7 +39,13 @@ def measure(training: Training, data: Data, figures: Path) -> dict[str, Any]:
     ablation = metrics.ablate(
         model, data.validation, metrics.owners(matrix), data.num_classes, amp_dtype=training.amp_dtype
     )
+    settings = training.settings
     result: dict[str, Any] = {
+        "recipe": training.name,
+        "data": Path(settings.data).name if settings.data.startswith(("folder:", "/", ".")) else settings.data,
+        "model": settings.model.rpartition("/")[2],
+        "seed": settings.seed,
+        "epochs": len(training.history),
         "accuracy": metrics.accuracy(seen.logits, seen.targets),
         "gated_accuracy": None,
         "gated_accuracy_uses_labels": None,

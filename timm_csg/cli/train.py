@@ -101,9 +101,10 @@ class _Logged:
 
 def _save_models(training: Training, output: Path, measured: dict[str, Any] | None) -> None:
     """The recipe's model, and the run's own ``model/``: that of its last differentiated recipe."""
-    training.save_model(output / training.name / "model", measured)
+    figure = output / "figures" / f"gate_{training.name}.png"
+    training.save_model(output / training.name / "model", measured, figure)
     if is_differentiated(training.eval_model):
-        training.save_model(output / "model", measured)
+        training.save_model(output / "model", measured, figure)
 
 
 def read_settings(output: Path) -> TrainSettings:

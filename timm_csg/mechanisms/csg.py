@@ -38,9 +38,9 @@ class CSGConfig(MechanismConfig):
             gate. ``"positive"``: the same with relu(weight), so that a filter can only speak for its classes, never
             against others. ``"gate"``: response × gate, so that the logit of a class is the sum of its filters (times a
             constant, plus the bias).
-        evidence_scale: For ``evidence="gate"``: the sum is multiplied by ``evidence_scale`` × classes / filters, so that
-            logits have one scale for every width. 6.4 is filters / classes of the ResNet20 on CIFAR-10 that it was found
-            with, so there it is the plain sum.
+        evidence_scale: For ``evidence="gate"``: the sum is multiplied by ``evidence_scale`` × classes / filters, so
+            that logits have one scale for every width. 6.4 is filters / classes of the ResNet20 on CIFAR-10 that it was
+            found with, so there it is the plain sum.
         filter_dropout: Share of the responses dropped from the competitive path in training. A filter that cannot count
             on the others has to know its class by itself.
         gated_weight: λ1, weight of the criterion on the gated logits.
