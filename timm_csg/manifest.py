@@ -44,7 +44,7 @@ class UnreadableConfigError(CheckpointError):
 
 
 class Header(NamedTuple):
-    """What a safetensors file says about a tensor: its shape, and ``"F"`` for float, ``"C"`` complex, ``"I"`` integer."""
+    """What a safetensors file says about a tensor: its shape, and ``"F"`` float, ``"C"`` complex or ``"I"`` integer."""
 
     shape: tuple[int, ...]
     kind: str
