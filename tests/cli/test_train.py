@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 import timm_csg
 from timm_csg.cli import main
 from timm_csg.cli import train as train_module
-from timm_csg.cli.engine import Training, TrainingError, with_overrides
+from timm_csg.cli.build import with_overrides
+from timm_csg.cli.engine import Training, TrainingError
 from timm_csg.cli.settings import TrainSettings
 from timm_csg.recipes import RECIPES
 

@@ -9,28 +9,23 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import timm
 import torch
-from timm.data import resolve_data_config
-from timm.models import resolve_model_input_args
-from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor, nn
 
 from timm_csg import metrics
 from timm_csg.checkpoint import replacing, save_plain, save_pretrained
+from timm_csg.cli.build import find_amp_dtype, make_model, make_optimizers
 from timm_csg.cli.data import Loader
 from timm_csg.cli.settings import STANDARD, TrainSettings
 from timm_csg.cli.state import load_state, save_state
-from timm_csg.mechanisms.base import resolve_config
-from timm_csg.model import differentiate, is_differentiated
+from timm_csg.model import is_differentiated
 from timm_csg.recipes import Recipe
-from timm_csg.training import TrainingMixin, param_groups
+from timm_csg.training import TrainingMixin
 
 _logger = logging.getLogger(__name__)
 
@@ -76,13 +71,13 @@ class Training(TrainingMixin):
         self.history: list[dict[str, Any]] = []
         self.epochs_done = 0
         random_seed(settings.seed)
-        self.model = _make_model(settings, num_classes, recipe).to(device)
+        self.model = make_model(settings, num_classes, recipe).to(device)
         if settings.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         if recipe is not None:
             self.schedule = recipe.schedule
         self.ema = ModelEmaV3(self.model, decay=settings.model_ema_decay) if settings.model_ema else None
-        self.optimizers = _make_optimizers(self.model, settings, recipe)
+        self.optimizers = make_optimizers(self.model, settings, recipe)
         if recipe is not None:
             for optimizer in self.optimizers:
                 self.attach(optimizer, self.model)
@@ -98,7 +93,7 @@ class Training(TrainingMixin):
             )[0]
             for optimizer in self.optimizers
         ]
-        self.amp_dtype = _amp_dtype(settings, device)
+        self.amp_dtype = find_amp_dtype(settings, device)
         self.scaler = NativeScaler(device=device.type) if self.amp_dtype == torch.float16 else None
         self.criterion = nn.CrossEntropyLoss(label_smoothing=settings.smoothing)
         if self._state_file.exists():
@@ -240,71 +235,3 @@ class Training(TrainingMixin):
         self.load_training_state(state["loop"])
         self.epochs_done, self.history = state["epochs_done"], state["history"]
         _logger.info("%s: going on after epoch %d of %d", self.name, self.epochs_done, self.settings.epochs)
-
-
-def with_overrides(recipe: Recipe, settings: TrainSettings) -> Recipe:
-    """The recipe with the mechanism options, schedule and gate learning rate of the command line."""
-    mechanism = recipe.mechanism
-    if settings.mechanism != "csg" or settings.option:
-        options = mechanism.to_dict() if settings.mechanism == "csg" else {}
-        _, mechanism = resolve_config(settings.mechanism, options | (settings.option or {}))
-    gate_lr = settings.gate_lr
-    if gate_lr is None:
-        has_momentum_only = settings.opt.lower().startswith(("sgd", "momentum", "nesterov"))
-        gate_lr = recipe.gate_lr if has_momentum_only or recipe.separate_optimizers else recipe.gate_lr / 10
-    return replace(recipe, mechanism=mechanism, schedule=settings.schedule or recipe.schedule, gate_lr=gate_lr)
-
-
-def data_config(settings: TrainSettings) -> dict[str, Any]:
-    """Input size, normalisation and interpolation that the model wants, from ``timm.data.resolve_data_config``."""
-    args: dict[str, Any] = {"in_chans": settings.in_chans, "img_size": settings.img_size}
-    if settings.in_chans == 1:
-        args |= {"mean": (0.5,), "std": (0.5,)}
-    config: dict[str, Any] = resolve_data_config(args, pretrained_cfg=_model_args(settings)["pretrained_cfg"])
-    return config
-
-
-def _model_args(settings: TrainSettings) -> dict[str, Any]:
-    requested = {"in_chans": settings.in_chans, "img_size": settings.img_size}
-    try:
-        args: dict[str, Any] = resolve_model_input_args(settings.model, requested, **(settings.model_kwargs or {}))
-    except (RuntimeError, OSError) as error:
-        raise ValueError(f"--model {settings.model}: {error}") from error
-    return args
-
-
-def _make_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None) -> nn.Module:
-    model = timm.create_model(
-        **_model_args(settings), pretrained=settings.pretrained, num_classes=num_classes, drop_rate=settings.drop_rate
-    )
-    return model if recipe is None else differentiate(model, num_classes, recipe.mechanism)
-
-
-def _make_optimizers(model: nn.Module, settings: TrainSettings, recipe: Recipe | None) -> list[torch.optim.Optimizer]:
-    """One optimizer, or with ``separate_optimizers`` a second one for gated steps, all at the gate's learning rate."""
-    gate_lr = None if recipe is None else recipe.gate_lr
-    rates = [settings.lr]
-    if recipe is not None and recipe.separate_optimizers:
-        rates.append(recipe.gate_lr)
-    return [
-        create_optimizer_v2(
-            param_groups(
-                model,
-                lr=rate,
-                gate_lr=gate_lr,
-                weight_decay=settings.weight_decay,
-                layer_decay=settings.layer_decay,
-            ),
-            opt=settings.opt,
-            lr=rate,
-            momentum=settings.momentum,
-        )
-        for rate in rates
-    ]
-
-
-def _amp_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype | None:
-    if not settings.amp:
-        return None
-    name = settings.amp_dtype or ("float16" if device.type == "cuda" else "bfloat16")
-    return {"float16": torch.float16, "bfloat16": torch.bfloat16}[name]

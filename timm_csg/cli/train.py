@@ -21,9 +21,10 @@ import torch
 from rich.console import Console
 
 from timm_csg.checkpoint import replacing
+from timm_csg.cli.build import data_config, with_overrides
 from timm_csg.cli.data import load_data
 from timm_csg.cli.display import LiveDisplay
-from timm_csg.cli.engine import Training, data_config, with_overrides
+from timm_csg.cli.engine import Training
 from timm_csg.cli.results import measure, write_json, write_log
 from timm_csg.cli.settings import STANDARD, TrainSettings
 from timm_csg.model import is_differentiated
