@@ -136,3 +136,12 @@ def test_public_names_exist_and_are_sorted_once():
 
     assert sorted(set(timm_csg.__all__)) == sorted(timm_csg.__all__)
     assert all(hasattr(timm_csg, name) for name in timm_csg.__all__)
+
+
+def test_submodules_come_without_an_import_of_their_own():
+    code = (
+        "import sys, timm_csg; assert 'timm_csg.metrics' not in sys.modules;"
+        "timm_csg.metrics.collect, timm_csg.recipes.RECIPES, timm_csg.plots.class_filter_figure;"
+        "assert 'matplotlib' not in sys.modules and not hasattr(timm_csg, 'nothing')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,5 +1,8 @@
 """Make timm models interpretable by training: ``timm_csg.differentiate(timm.create_model(...), num_classes)``."""
 
+import importlib
+from types import ModuleType
+
 from timm_csg.checkpoint import load_checkpoint, save_pretrained
 from timm_csg.hub import from_pretrained, push_to_hub
 from timm_csg.hub_errors import HubError
@@ -53,3 +56,10 @@ __all__ = [
     "save_pretrained",
     "undifferentiate",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """``timm_csg.metrics``, ``timm_csg.plots`` and ``timm_csg.recipes`` on first use, without an import of their own."""
+    if name in ("metrics", "plots", "recipes"):
+        return importlib.import_module(f"timm_csg.{name}")
+    raise AttributeError(f"module 'timm_csg' has no attribute {name!r}")
