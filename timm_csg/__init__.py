@@ -59,7 +59,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """``timm_csg.metrics``, ``timm_csg.plots`` and ``timm_csg.recipes`` on first use, without an import of their own."""
+    """Import ``timm_csg.metrics``, ``timm_csg.plots`` and ``timm_csg.recipes`` on first use."""
     if name in ("metrics", "plots", "recipes"):
         return importlib.import_module(f"timm_csg.{name}")
     raise AttributeError(f"module 'timm_csg' has no attribute {name!r}")
