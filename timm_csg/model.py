@@ -72,19 +72,20 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         standard = self.forward_head(features) if "standard" in paths else None
         if "gated" not in paths:
             return PathOutputs(standard, None, {})
-        gated = self._gated_logits(features, targets)
-        return PathOutputs(standard, gated, self.mechanism.losses(features, targets, self._head()))
+        head = self._head()
+        gated = self._gated_logits(features, targets, head)
+        return PathOutputs(standard, gated, self.mechanism.losses(features, targets, head))
 
     def forward_head(self, features: Tensor, *args: Any, targets: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Timm's ``forward_head``, seen through the mechanism if there are targets or it needs none at inference."""
         if targets is not None and not args and not kwargs:
-            return self._gated_logits(features, targets)
+            return self._gated_logits(features, targets, self._head())
         if targets is not None or self.mechanism.acts_without_targets:
             features = self.mechanism(features, targets)
         logits: Tensor = super().forward_head(features, *args, **kwargs)
         return logits
 
-    def _gated_logits(self, features: Tensor, targets: Tensor | None) -> Tensor:
+    def _gated_logits(self, features: Tensor, targets: Tensor | None, head: Head) -> Tensor:
         if not isinstance(features, Tensor):
             raise TypeError(
                 f"{self._plain_class.__name__} returned features of type {type(features).__name__} for this input; "
@@ -95,7 +96,7 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
                 f"the gated path of mechanism {self.mechanism.name!r} needs targets here: call model(images, targets), "
                 "or differentiate with gating='competitive', which needs none."
             )
-        return self.mechanism.gated_logits(features, targets, self._head())
+        return self.mechanism.gated_logits(features, targets, head)
 
     def _head(self) -> Head:
         plain_head = super().forward_head

@@ -59,9 +59,8 @@ def measure(training: Training, data: Data, figures: Path) -> dict[str, Any]:
         "filters_per_class": torch.bincount(metrics.owners(matrix), minlength=data.num_classes).tolist(),
         "seconds": round(sum(row["seconds"] for row in training.history), 1),
     }
-    _save_figure(
-        figures / f"mutual_information_{training.name}.png", mutual, data, "mutual information (nats)", training
-    )
+    title = f"{training.name} ({result['model']}, {result['data']})"
+    _save_figure(figures / f"mutual_information_{training.name}.png", mutual, data, "mutual information (nats)", title)
     if is_differentiated(model) and gate is not None and seen.gated_logits is not None:
         result |= {
             "gated_accuracy": metrics.accuracy(seen.gated_logits, seen.targets),
@@ -69,14 +68,13 @@ def measure(training: Training, data: Data, figures: Path) -> dict[str, Any]:
             "gate_density": float(metrics.gate_density(gate)),
             "owner_agreement": float(metrics.owner_agreement(matrix, mutual)),
         }
-        _save_figure(figures / f"gate_{training.name}.png", matrix, data, "gate", training)
+        _save_figure(figures / f"gate_{training.name}.png", matrix, data, "gate", title)
     return result
 
 
-def _save_figure(path: Path, matrix: torch.Tensor, data: Data, label: str, training: Training) -> None:
+def _save_figure(path: Path, matrix: torch.Tensor, data: Data, label: str, title: str) -> None:
     from timm_csg.plots import class_filter_figure
 
-    title = f"{training.name} ({training.settings.model}, {training.settings.data})"
     try:
         figure = class_filter_figure(matrix, data.class_names, title=title, label=label)
     except ImportError as error:
