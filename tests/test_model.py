@@ -402,7 +402,7 @@ def test_attribute_of_the_same_name_is_refused(tiny_model):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"mechanism": "cgs"}, ValueError, "unknown mechanism 'cgs'; known are csg"),
+        ({"mechanism": "cgs"}, ValueError, "unknown mechanism 'cgs'; known are chain, csg"),
         ({"mechanism": None}, TypeError, "mechanism must be a name"),
         ({"beta": 4.0}, ValueError, "no option beta; its options are gating"),
         ({"gating": "soft"}, ValueError, "gating must be one of 'label', 'competitive', but is 'soft'"),

@@ -68,6 +68,14 @@ def test_only_loss_and_outputs_carry_gradients(model, images, targets):
     assert {name for name, value in losses.items() if value.requires_grad} == {"loss", "output", "gated_output"}
 
 
+def test_dividing_the_loss_in_place_leaves_its_parts(model, images, targets):
+    loop = timm_csg.TrainingMixin()
+    losses = loop.losses(model, images, targets, F.cross_entropy)
+    before = losses["standard"].item()
+    losses["loss"] /= 4
+    assert losses["standard"].item() == before
+
+
 def test_output_of_a_gated_step_is_the_gated_one(model, images, targets):
     losses = make_loop(Alternating(period=1, gated=1)).losses(model, images, targets, F.cross_entropy)
     assert losses["output"] is losses["gated_output"]

@@ -246,7 +246,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
         model: A timm model. A differentiated one takes checkpoints with a mechanism, or plain ones and keeps its own.
         path: A folder made by ``save_pretrained``, or a file: ``.safetensors``, or one that
             ``torch.load(weights_only=True)`` reads, such as those of timm's training script (entries ``state_dict`` or
-            ``model`` are looked into).
+            ``model`` are looked into, and the ``task_state`` of a ``DifferentiationTask``).
 
     Returns:
         The same model.
@@ -268,7 +268,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
         if isinstance(target, DifferentiatedModel):
             weights |= {_PREFIX + key: value for key, value in mechanism_state.items()}
     else:
-        weights = _read_file(path)
+        weights = _read_file(path, with_task=isinstance(target, DifferentiatedModel))
     if isinstance(target, DifferentiatedModel) and not any(key.startswith(_PREFIX) for key in weights):
         _logger.info("%s is a plain timm checkpoint: the mechanism keeps its values", path)
         weights |= {key: value for key, value in target.state_dict().items() if key.startswith(_PREFIX)}
@@ -276,7 +276,8 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
     return model
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path, *, with_task: bool = False) -> dict[str, Tensor]:
+    """Tensors of a file; ``with_task``: also the mechanism that a ``DifferentiationTask`` keeps beside the weights."""
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
@@ -287,9 +288,12 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"there is no file {path}.") from error
     except Exception as error:  # there is no end to what the readers raise on bytes that are not theirs
         raise CheckpointError(f"{path} is damaged or not a checkpoint of tensors: {error}") from error
+    task = state.get("task_state") if with_task and isinstance(state, dict) else None
     for entry in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(entry), dict):
             state = state[entry]
+    if isinstance(state, dict) and isinstance(task, dict) and isinstance(task.get("state"), dict):
+        state = state | {_PREFIX + str(key): value for key, value in task["state"].items()}
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict of tensors.")
     cleaned: dict[str, Tensor] = clean_state_dict(state)

@@ -39,6 +39,10 @@ class CheckpointError(ValueError):
     """A checkpoint is damaged, incomplete, foreign, or does not fit the model; nothing has been changed."""
 
 
+class NoMechanismError(CheckpointError):
+    """A plain timm checkpoint, where one with a mechanism is wanted."""
+
+
 class UnreadableConfigError(CheckpointError):
     """``config.json`` is not even JSON: damaged on its way, or by hand."""
 
@@ -72,7 +76,7 @@ def read_config(directory: Path, source: str | None = None) -> dict[str, Any]:
     config = _read_json(path, directory)
     own = config.get("timm_csg") if isinstance(config, dict) else None
     if own is None:
-        raise CheckpointError(
+        raise NoMechanismError(
             f"{path} is a checkpoint without a mechanism; load it with "
             f"timm.create_model('{source or f'local-dir:{directory}'}', pretrained=True) and call differentiate()."
         )

@@ -27,7 +27,8 @@ class PathOutputs(NamedTuple):
 
     Attributes:
         standard: Logits [batch, classes] of the standard path, None if it was not asked for.
-        gated: Logits [batch, classes] of the gated path, None if it was not asked for.
+        gated: Logits [batch, classes] of the gated path, None if it was not asked for; the same tensor as ``standard``
+            for mechanisms whose paths do not differ (ICNN).
         losses: The mechanism's own loss terms, unweighted scalars by name; empty unless the gated path was asked for.
     """
 
@@ -73,7 +74,8 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         if "gated" not in paths:
             return PathOutputs(standard, None, {})
         head = self._head()
-        gated = self._gated_logits(features, targets, head)
+        is_known = standard is not None and not self.mechanism.paths_differ
+        gated = standard if is_known else self._gated_logits(features, targets, head)
         return PathOutputs(standard, gated, self.mechanism.losses(features, targets, head))
 
     def forward_head(self, features: Tensor, *args: Any, targets: Tensor | None = None, **kwargs: Any) -> Tensor:
@@ -162,18 +164,22 @@ def _new_instance(plain_class: Any) -> DifferentiatedModel:
 
 
 def differentiate(
-    model: nn.Module, num_classes: int | None = None, mechanism: str | MechanismConfig = "csg", **options: Any
+    model: nn.Module,
+    num_classes: int | None = None,
+    mechanism: str | MechanismConfig | Sequence[str | MechanismConfig] = "csg",
+    **options: Any,
 ) -> DifferentiatedModel:
     """Make a timm model interpretable by training: in place, returns the same object.
 
-    Without targets the model computes what it computed before (label gating and competitive gating: bit for bit). Do
-    this before making the optimizer, wrapping in DistributedDataParallel, or compiling.
+    Without targets the model computes what it computed before (label gating and competitive gating: bit for bit; not
+    so ICNN, whose mask acts at every forward). Do this before making the optimizer, wrapping in
+    DistributedDataParallel, or compiling.
 
     Args:
         model: Any timm classifier whose features are one tensor: 912 architectures with a map, 430 with tokens.
         num_classes: Classes to learn; if it differs from the model's, the classifier is reset, with a log line.
             None: keep.
-        mechanism: Name of a mechanism, see ``list_mechanisms``, or its config.
+        mechanism: Name of a mechanism, see ``list_mechanisms``, or its config; or a list of these, see ``ChainConfig``.
         **options: Fields of the mechanism's config, for example those of ``CSGConfig``.
 
     Returns:

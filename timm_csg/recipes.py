@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from timm_csg.mechanisms.base import MechanismConfig
 from timm_csg.mechanisms.csg import CSGConfig
+from timm_csg.mechanisms.icnn import ICNNConfig
 from timm_csg.schedule import Alternating, Joint
 
 
@@ -60,5 +61,11 @@ RECIPES = {
         ),
         schedule=Joint(),
     ),
+    "icnn": Recipe(
+        summary="part filters: mask at every forward, part loss in every step; fine-tune a pretrained model",
+        mechanism=ICNNConfig(strength=20.0, part_weight=1e-3),
+        schedule=Joint(),
+        gate_lr=1e-2,
+    ),
 }
-"""By name: ``released``, ``paper``, ``joint``, ``competitive``."""
+"""By name: ``released``, ``paper``, ``joint``, ``competitive``, ``icnn``."""

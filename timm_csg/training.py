@@ -88,17 +88,18 @@ class TrainingMixin:
             TypeError: If the model is not differentiated.
         """
         mechanism = _inner(model).mechanism
+        mechanism.set_epoch(self.progress.epoch)
         path = self.path if model.training else "standard"
         outputs: PathOutputs = model(images, targets, paths=("standard", "gated") if path == "both" else (path,))
         terms = dict(outputs.losses)
-        if outputs.gated is not None:
+        if outputs.gated is not None and (outputs.standard is None or mechanism.paths_differ):
             terms["gated"] = criterion(outputs.gated, targets)
         weights = mechanism.loss_weights()
         parts = [weights[name] * term for name, term in terms.items()]
         if outputs.standard is not None:
             terms["standard"] = criterion(outputs.standard, targets)
             parts.append(terms["standard"])
-        result = {name: term.detach() for name, term in terms.items()}
+        result = {name: term.detach().clone() for name, term in terms.items()}  # hosts divide the loss in place
         result["loss"] = sum(parts[1:], start=parts[0])
         if outputs.gated is not None:
             result["output"] = result["gated_output"] = outputs.gated

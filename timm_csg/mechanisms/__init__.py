@@ -7,12 +7,18 @@ from timm_csg.mechanisms.base import (
     list_mechanisms,
     register_mechanism,
 )
+from timm_csg.mechanisms.chain import Chain, ChainConfig
 from timm_csg.mechanisms.csg import ClassSpecificGate, CSGConfig
+from timm_csg.mechanisms.icnn import ICNNConfig, InterpretableFilters
 
 __all__ = [
     "CSGConfig",
+    "Chain",
+    "ChainConfig",
     "ClassSpecificGate",
     "Head",
+    "ICNNConfig",
+    "InterpretableFilters",
     "Mechanism",
     "MechanismConfig",
     "list_mechanisms",

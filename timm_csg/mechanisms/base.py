@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -64,7 +64,7 @@ class Mechanism(nn.Module):
         channels_last: Whether 4-D features are [batch, height, width, filters]; 3-D ones always hold the filters last.
     """
 
-    acts_without_targets: ClassVar[bool] = False
+    acts_without_targets: bool = False
     """Whether ``forward`` changes the features at inference, when no targets are given."""
     config_class: ClassVar[type[MechanismConfig]]
     name: ClassVar[str]
@@ -84,6 +84,11 @@ class Mechanism(nn.Module):
         return True
 
     @property
+    def paths_differ(self) -> bool:
+        """Whether the gated path computes anything else than the standard one; if not, both are computed once."""
+        return True
+
+    @property
     def reads_head(self) -> bool:
         """Whether ``gated_logits`` looks at more of the head than ``head.logits``; only then is the head probed."""
         return False
@@ -100,9 +105,12 @@ class Mechanism(nn.Module):
         """The mechanism's own loss terms: named, unweighted scalars."""
         return {}
 
-    def loss_weights(self) -> dict[str, float]:
+    def loss_weights(self) -> dict[str, float | Tensor]:
         """Weight of ``"gated"``, the criterion on the gated logits, and of every name that ``losses`` returns."""
         return {"gated": 1.0}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch, counted from 0; ``TrainingMixin.losses`` calls this, also again for the same epoch."""
 
     def project_(self) -> None:
         """Bring the parameters back into their feasible set, after an optimizer step."""
@@ -158,13 +166,13 @@ def list_mechanisms() -> list[str]:
 
 
 def resolve_config(
-    mechanism: str | MechanismConfig, options: dict[str, Any]
+    mechanism: str | MechanismConfig | Sequence[str | MechanismConfig], options: dict[str, Any]
 ) -> tuple[type[Mechanism], MechanismConfig]:
-    """The mechanism class and validated config for a name with options, or for a ready config.
+    """The mechanism class and validated config for a name with options, for a ready config, or for a list of several.
 
     Raises:
         ValueError: If the name is unknown, an option is unknown or out of its range, or options come with a config.
-        TypeError: If ``mechanism`` is neither a name nor a config.
+        TypeError: If ``mechanism`` is neither a name nor a config, nor a list of these.
     """
     if isinstance(mechanism, MechanismConfig):
         if options:
@@ -173,9 +181,14 @@ def resolve_config(
             if type(mechanism) is mechanism_class.config_class:
                 return mechanism_class, mechanism
         raise ValueError(f"{type(mechanism).__name__} belongs to no registered mechanism ({list_mechanisms()}).")
+    if isinstance(mechanism, (list, tuple)):
+        if options:
+            raise ValueError(f"options of several mechanisms belong in their configs, but found {sorted(options)}.")
+        mechanism, options = "chain", {"members": mechanism}
     if not isinstance(mechanism, str):
         raise TypeError(
-            f"mechanism must be a name ({', '.join(list_mechanisms())}) or a config, but is {type(mechanism)}."
+            f"mechanism must be a name ({', '.join(list_mechanisms())}), a config, or a list of these, but is "
+            f"{type(mechanism)}."
         )
     if mechanism not in _MECHANISMS:
         raise ValueError(f"unknown mechanism {mechanism!r}; known are {', '.join(list_mechanisms())}.")

@@ -264,7 +264,7 @@ class ClassSpecificGate(Mechanism):
             terms["foreign"] = foreign_loss(head.weight, self.gate)
         return terms
 
-    def loss_weights(self) -> dict[str, float]:
+    def loss_weights(self) -> dict[str, float | Tensor]:
         """λ1 for ``"gated"``, λ2 for ``"sparsity"``, and that of ``"foreign"``."""
         return {
             "gated": self.config.gated_weight,
