@@ -5,7 +5,9 @@ With 100 classes the loop takes about seven minutes, so scikit-learn runs on 2 o
 factor: its time is proportional to the number of classes, as it does the same work for each.
 """
 
+import re
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,3 +51,37 @@ def test_is_twenty_times_as_fast(benchmark, shape):
     ratio = loop / benchmark.stats.stats.median
     benchmark.extra_info["times_as_fast"] = round(ratio)
     assert ratio >= 20
+
+
+GROWTH = [
+    *((samples, 64, 10) for samples in (2500, 5000, 10000, 20000, 40000)),
+    *((10000, filters, 10) for filters in (16, 32, 128)),
+    *((10000, 64, num_classes) for num_classes in (2, 30, 100, 300, 1000)),
+]
+
+
+@pytest.mark.benchmark(timer=time.process_time)
+@pytest.mark.parametrize("shape", GROWTH, ids=lambda shape: "x".join(map(str, shape)))
+def test_processor_time_by_samples_filters_and_classes(benchmark, shape):
+    samples, filters, num_classes = shape
+    features, targets = relu_features(samples, filters, num_classes)
+    benchmark.pedantic(mutual_information, (features, targets, num_classes), rounds=2, warmup_rounds=1)
+
+
+def resident_mib(name):
+    """VmRSS (now) or VmHWM (the most so far) of this process."""
+    return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**10
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of memory from Linux")
+@pytest.mark.benchmark(timer=time.process_time)
+@pytest.mark.parametrize("filters", [512, 2048])
+def test_as_many_images_and_classes_as_imagenet_validates_with(benchmark, filters):
+    features, targets = relu_features(50000, filters, 1000)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident_mib("VmRSS")
+    mi = benchmark.pedantic(mutual_information, (features, targets, 1000), rounds=1)
+    grown = resident_mib("VmHWM") - before
+    benchmark.extra_info["peak memory grew by MiB"] = round(grown)
+    print(f"{filters} filters: {benchmark.stats.stats.max:.0f} s of processor time, {grown:.0f} MiB more memory")
+    assert mi.shape == (1000, filters)

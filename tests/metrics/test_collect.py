@@ -1,5 +1,11 @@
 """collect: ungated features, both logits, everything as found."""
 
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -53,36 +59,149 @@ def test_empty_loader_and_soft_targets_are_refused(tiny_model, images):
         metrics.collect(tiny_model, [(images, torch.rand(3, 5))])
 
 
-class Additive(nn.Module):
-    """Four filters, two classes; the logit of a class is the sum of its two filters."""
+def test_directory_gives_the_same_values_and_can_be_opened_again(gated, make_model, images, targets, tmp_path):
+    model = gated(timm_csg.differentiate(make_model()))
+    expected = metrics.collect(model, loader(images, targets))
+    seen = metrics.collect(model, loader(images, targets), directory=tmp_path / "runs" / "seen")
+    for tensor, again, other in zip(expected, seen, metrics.Activations.open(tmp_path / "runs" / "seen"), strict=True):
+        assert tensor.dtype == again.dtype
+        assert torch.equal(tensor, again)
+        assert torch.equal(tensor, other)
+    features = np.load(tmp_path / "runs" / "seen" / "features.npy", allow_pickle=False)
+    assert np.array_equal(features, expected.features.numpy())
 
-    def forward_features(self, images):
-        return images[:, :, None, None]
 
-    def forward_head(self, features):
-        return features.flatten(1) @ torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+def test_writing_into_mapped_activations_leaves_the_files_as_they_are(tiny_model, images, targets, tmp_path):
+    seen = metrics.collect(tiny_model, loader(images, targets), directory=tmp_path / "seen")
+    before = seen.features.clone()
+    seen.features.zero_()
+    assert torch.equal(metrics.Activations.open(tmp_path / "seen").features, before)
+
+
+def test_an_interrupted_pass_leaves_no_directory_and_the_modes_as_found(tiny_model, images, targets, tmp_path):
+    def breaks():
+        yield images, targets
+        raise OSError("disk gone")
+
+    tiny_model.train()
+    with pytest.raises(OSError, match="disk gone"):
+        metrics.collect(tiny_model, breaks(), directory=tmp_path / "seen")
+    assert list(tmp_path.iterdir()) == []
+    assert tiny_model.training
+
+
+def test_a_directory_with_files_in_it_is_not_touched(tiny_model, images, targets, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="new or empty"):
+        metrics.collect(tiny_model, loader(images, targets), directory=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_empty_directory_is_filled(tiny_model, images, targets, tmp_path):
+    (tmp_path / "seen").mkdir()
+    assert len(metrics.collect(tiny_model, loader(images, targets), directory=tmp_path / "seen").targets) == 3
+
+
+def test_files_that_do_not_belong_together_are_refused(tiny_model, images, targets, tmp_path):
+    with pytest.raises(ValueError, match=r"found no features.npy, targets.npy, logits.npy"):
+        metrics.Activations.open(tmp_path)
+    metrics.collect(tiny_model, loader(images, targets), directory=tmp_path / "seen")
+    np.save(tmp_path / "seen" / "targets.npy", np.zeros(2, dtype=np.int64))
+    with pytest.raises(ValueError, match=r"\[3, 2, 3\] rows"):
+        metrics.Activations.open(tmp_path / "seen")
+
+
+def test_bytes_are_those_of_the_tensors(gated, make_model, images, targets, tmp_path):
+    model = gated(timm_csg.differentiate(make_model()))
+    seen = metrics.collect(model, loader(images, targets), directory=tmp_path / "seen")
+    expected = metrics.collect_bytes(3, 96, 5, differentiated=True)
+    assert sum(tensor.nbytes for tensor in seen) == expected
+    assert sum(path.stat().st_size for path in (tmp_path / "seen").iterdir()) == expected + 4 * 128
+
+
+def test_gated_by_prediction_uses_the_row_of_the_predicted_class(gated, make_model, images, targets):
+    model = gated(timm_csg.differentiate(make_model()))
+    seen = metrics.collect(model, loader(images, targets), gated_by="prediction")
+    torch.testing.assert_close(seen.gated_logits, model(images, model(images).argmax(1)))
+    with pytest.raises(ValueError, match="'target' or 'prediction'"):
+        metrics.collect(model, loader(images, targets), gated_by="label")
+
+
+def test_autocast_gives_float32_of_the_rounded_values(tiny_model, images, targets):
+    seen = metrics.collect(tiny_model, loader(images, targets), amp_dtype=torch.bfloat16)
+    exact = metrics.collect(tiny_model, loader(images, targets))
+    assert seen.features.dtype == seen.logits.dtype == torch.float32
+    assert not torch.equal(seen.features, exact.features)
+    torch.testing.assert_close(seen.features, exact.features, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_model_on_a_gpu_gives_the_same_on_the_cpu(tiny_model, images, targets):
+    expected = metrics.collect(tiny_model, loader(images, targets))
+    seen = metrics.collect(tiny_model.cuda(), loader(images, targets))
+    assert not seen.features.is_cuda
+    torch.testing.assert_close(seen.features, expected.features, rtol=1e-3, atol=1e-3)
+
+
+def test_shards_hold_every_sample_once():
+    shards = [list(metrics.ShardSampler(7, rank=rank, world_size=3)) for rank in range(3)]
+    assert shards == [[0, 3, 6], [1, 4], [2, 5]]
+    assert list(metrics.ShardSampler(1, rank=2, world_size=3)) == []
+    with pytest.raises(ValueError, match="between 0 and world_size - 1 = 2, but is 3"):
+        metrics.ShardSampler(7, rank=3, world_size=3)
+
+
+def test_indices_without_distributed_are_refused(tiny_model, images, targets):
+    with pytest.raises(ValueError, match="distributed=True"):
+        metrics.collect(tiny_model, loader(images, targets), indices=[0, 1, 2])
+
+
+def in_process(rank, folder):
+    """One of two processes; images are numbers, so that rows can be told apart."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    model, images, targets = Numbers(), torch.arange(5.0)[:, None], torch.tensor([0, 1, 0, 1, 1])
+    share = metrics.ShardSampler(5)
+    batches = [(images[index], targets[index]) for index in torch.tensor(list(share)).split(2)]
+    gathered = {"in turn": metrics.collect(model, batches, distributed=True)}
+    gathered["ordered"] = metrics.collect(model, batches, distributed=True, indices=share.indices)
+    options = {"distributed": True, "indices": share.indices, "directory": f"{folder}/new/seen"}
+    gathered["on disk"] = metrics.collect(model, batches, **options)
+    padded = list(torch.utils.data.DistributedSampler(images, shuffle=False))
+    gathered["padded"] = metrics.collect(model, [(images[padded], targets[padded])], distributed=True, indices=padded)
+    lonely = [(images, targets)] if rank == 1 else []
+    gathered["one share is empty"] = metrics.collect(model, lonely, distributed=True, indices=range(5 * rank))
+    for options, loader in (({"indices": [0]}, [(images, targets)]), ({}, [])):
+        with contextlib.suppress(ValueError):
+            metrics.collect(model, loader, distributed=True, **options)
+            gathered["not refused"] = options
+    torch.save({name: (seen.features, seen.targets) for name, seen in gathered.items()}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_gather_each_sample_once_and_in_order(tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_collect;"
+    code += f"test_collect.in_process(int(sys.argv[1]), {str(tmp_path)!r})"
+    workers = [subprocess.Popen([sys.executable, "-c", code, str(rank)]) for rank in range(2)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    order = {name: features[:, 0].tolist() for name, (features, _) in first.items()}
+    assert order.pop("in turn") == [0, 2, 4, 1, 3]
+    assert order == {name: [0, 1, 2, 3, 4] for name in ("ordered", "on disk", "padded", "one share is empty")}
+    assert first["ordered"][1].tolist() == [0, 1, 0, 1, 1]
+    assert all(torch.equal(first[name][0], second[name][0]) for name in first)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["seen"]
+
+
+class Numbers(nn.Module):
+    """Features are the image, logits too."""
 
     def __init__(self):
         super().__init__()
         self.anything = nn.Parameter(torch.zeros(1))
 
+    def forward_features(self, images):
+        return images[:, :, None, None]
 
-def test_ablation_by_hand():
-    images = torch.tensor([[2.0, 2.0, 1.0, 0.0], [1.0, 0.0, 3.0, 1.0], [0.0, 1.0, 0.0, 2.0]])
-    result = metrics.ablate(Additive(), [(images, torch.tensor([0, 1, 1]))], torch.tensor([0, 0, 1, 1]), 2)
-    assert result.before.tolist() == [1.0, 1.0]
-    # Without class 0's filters its image becomes class 1; without class 1's, both of its images become class 0.
-    assert result.after.tolist() == [[0.0, 1.0], [1.0, 0.0]]
-    assert (result.own, result.others) == (0.0, 1.0)
-
-
-def test_gate_metrics_by_hand():
-    gate = torch.tensor([[1.0, 0.25, 0.0], [0.5, 1.0, 1.0]])
-    assert float(metrics.gate_density(gate)) == pytest.approx(3.75 / 6)
-    assert metrics.owners(gate).tolist() == [0, 1, 1]
-    assert metrics.filters_per_class(gate, threshold=0.4).tolist() == [1, 3]
-    assert metrics.classes_per_filter(gate, threshold=0.4).tolist() == [2, 1, 1]
-    information = torch.tensor([[0.2, 0.3, 0.0], [0.1, 0.1, 0.1]])
-    assert float(metrics.owner_agreement(gate, information)) == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="one shape"):
-        metrics.owner_agreement(gate, information[:1])
+    def forward_head(self, features):
+        return features.flatten(1)

@@ -13,6 +13,8 @@ from timm_csg.metrics.mutual_information import (
     _scaled_with_noise,
     mutual_information,
     mutual_information_bound,
+    mutual_information_per_class,
+    mutual_information_per_filter,
     mutual_information_score,
 )
 
@@ -86,7 +88,7 @@ def test_equals_scikit_learn_when_classes_do_not_overlap():
 
 def test_exactly_equal_values_are_counted_as_a_tree_counts_them(monkeypatch):
     module = sys.modules["timm_csg.metrics.mutual_information"]
-    monkeypatch.setattr(module, "_scaled_with_noise", lambda features, _: features.T.double().contiguous())
+    monkeypatch.setattr(module, "_scaled_with_noise", lambda features, *_: features.T.double().contiguous())
     values = torch.tensor([0.0] * 10 + [100, -100, 101, -101, 103, -103, 107, -107, 115, -115])
     targets = torch.tensor([0, 1] * 10)
     ours = mutual_information(values[:, None], targets)[:, 0]
@@ -141,6 +143,23 @@ def test_chunk_size_does_not_change_the_result(chunk_size):
     assert torch.equal(mi, mutual_information(features, targets))
 
 
+def test_threads_and_blocks_do_not_change_the_result(monkeypatch):
+    targets = random_targets(200, 4)
+    features = features_of("relu", 200, 7, targets)
+    expected = mutual_information(features, targets)
+    assert torch.equal(mutual_information(features, targets, threads=3, chunk_size=2), expected)
+    monkeypatch.setattr(sys.modules["timm_csg.metrics.mutual_information"], "_VALUES_IN_FLOAT64", 600)
+    assert torch.equal(mutual_information(features, targets), expected)
+
+
+def test_memory_mapped_features_give_the_same_result(tmp_path):
+    targets = random_targets(100, 3)
+    features = features_of("relu", 100, 5, targets)
+    np.save(tmp_path / "features.npy", features.numpy())
+    mapped = torch.from_numpy(np.load(tmp_path / "features.npy", mmap_mode="c"))
+    assert torch.equal(mutual_information(mapped, targets), mutual_information(features, targets))
+
+
 def test_features_stay_as_they_are_and_need_no_gradient():
     targets = random_targets(50, 3)
     features = torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
@@ -189,6 +208,38 @@ def test_score_is_the_mean_over_filters_of_the_maximum_over_classes():
     assert float(mutual_information_score(torch.tensor([[0.4, 0.0], [0.1, 0.2]]))) == pytest.approx(0.3)
 
 
+MATRIX = torch.tensor([[0.4, 0.0, 0.3], [0.1, 0.2, 0.0], [0.0, 0.1, 0.0]])
+
+
+def test_table_per_class_by_hand():
+    table = mutual_information_per_class(MATRIX)
+    assert table.best.tolist() == pytest.approx([0.4, 0.2, 0.1])
+    assert table.best_filter.tolist() == [0, 1, 1]
+    assert table.filters.tolist() == [2, 1, 0]
+    assert table.mean_of_own.tolist() == pytest.approx([0.35, 0.2, 0.0])
+    weighted = (table.mean_of_own * table.filters).sum() / table.filters.sum()
+    assert float(weighted) == pytest.approx(float(mutual_information_score(MATRIX)))
+
+
+def test_table_per_filter_by_hand():
+    table = mutual_information_per_filter(MATRIX)
+    assert table.best.tolist() == pytest.approx([0.4, 0.2, 0.3])
+    assert table.best_class.tolist() == [0, 1, 0]
+    assert table.second.tolist() == pytest.approx([0.1, 0.1, 0.0])
+    assert table.second_class.tolist()[:2] == [1, 2]
+    assert table.selectivity.tolist() == pytest.approx([0.75, 0.5, 1.0])
+    assert mutual_information_per_filter(torch.zeros(2, 1)).selectivity.tolist() == [0.0]
+    alone = mutual_information_per_filter(MATRIX[:1])
+    assert (alone.second.tolist(), alone.second_class.tolist()) == ([0, 0, 0], [0, 0, 0])
+
+
+def test_a_perfect_filter_of_ten_classes_has_the_selectivity_stated():
+    targets = torch.arange(4000) % 10
+    features = (targets == 4).float()[:, None] * 100 + torch.rand(4000, 1, generator=torch.Generator().manual_seed(0))
+    table = mutual_information_per_filter(mutual_information(features, targets))
+    assert float(table.selectivity) == pytest.approx(0.966, abs=0.03)
+
+
 def test_scikit_learn_is_not_used(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
         monkeypatch.setitem(sys.modules, name, None)  # an import now raises ImportError
@@ -220,6 +271,7 @@ CLASSES = torch.tensor([0, 1, 2, 0, 1, 2])
         (GOOD, CLASSES, {"neighbors": 0}, ValueError, "at least 1, but got 0"),
         (GOOD, CLASSES, {"neighbors": 1.5}, ValueError, "got 1.5"),
         (GOOD, CLASSES, {"chunk_size": 0}, ValueError, "at least 1 filter"),
+        (GOOD, CLASSES, {"threads": 0}, ValueError, "threads must be at least 1"),
     ],
 )
 def test_wrong_input_gets_an_error_that_says_what_to_do(features, targets, options, error, message):
@@ -228,9 +280,12 @@ def test_wrong_input_gets_an_error_that_says_what_to_do(features, targets, optio
 
 
 @pytest.mark.parametrize("mi", [torch.zeros(3), torch.zeros(0, 4)])
-def test_score_of_something_else_than_a_matrix_is_refused(mi):
+@pytest.mark.parametrize(
+    "summary", [mutual_information_score, mutual_information_per_class, mutual_information_per_filter]
+)
+def test_a_summary_of_something_else_than_a_matrix_is_refused(mi, summary):
     with pytest.raises(ValueError, match=r"\[classes, filters\]"):
-        mutual_information_score(mi)
+        summary(mi)
 
 
 @pytest.mark.slow

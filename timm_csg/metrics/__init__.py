@@ -1,27 +1,116 @@
 """Metrics: pure functions of tensors, and the one pass over the data that makes them."""
 
-from timm_csg.metrics.ablation import Ablation, ablate
-from timm_csg.metrics.collect import Activations, accuracy, collect, pool
-from timm_csg.metrics.gate import classes_per_filter, filters_per_class, gate_density, owner_agreement, owners
+from timm_csg.metrics.ablation import Ablation, ablate, top_filters
+from timm_csg.metrics.activmap import activmap
+from timm_csg.metrics.adversarial import (
+    Detection,
+    default_classifiers,
+    detection_errors,
+    path_disagreement,
+    threshold_detection,
+)
+from timm_csg.metrics.attacks import fgsm, pgd
+from timm_csg.metrics.collect import Activations, ShardSampler, accuracy, collect, collect_bytes, pool
+from timm_csg.metrics.gate import (
+    GateCounts,
+    binarity,
+    classes_per_filter,
+    filters_per_class,
+    gate_counts,
+    gate_density,
+    owner_agreement,
+    owners,
+)
+from timm_csg.metrics.geometry import Geometry, input_geometry
+from timm_csg.metrics.gradmap import gradmap
+from timm_csg.metrics.interval import Interval, half_sample_interval, mutual_information_score_interval
+from timm_csg.metrics.landmarks import Annotations, read_annotations
+from timm_csg.metrics.localisation import Localisation, cam, whole_image
+from timm_csg.metrics.location_instability import (
+    LocationInstability,
+    Peaks,
+    collect_peaks,
+    location_instability,
+    peak_places,
+)
 from timm_csg.metrics.mutual_information import (
+    ClassInformation,
+    FilterInformation,
     mutual_information,
     mutual_information_bound,
+    mutual_information_per_class,
+    mutual_information_per_filter,
     mutual_information_score,
+)
+from timm_csg.metrics.part_interpretability import PartInterpretability, part_interpretability
+from timm_csg.metrics.receptive_field import ReceptiveField, effective_diameter, receptive_field
+from timm_csg.metrics.similarity import (
+    SimilaritySummary,
+    StageWeight,
+    activation_similarity,
+    stage_weight,
+    summarize_similarity,
+    weight_similarity,
 )
 
 __all__ = [
     "Ablation",
     "Activations",
+    "Annotations",
+    "ClassInformation",
+    "Detection",
+    "FilterInformation",
+    "GateCounts",
+    "Geometry",
+    "Interval",
+    "Localisation",
+    "LocationInstability",
+    "PartInterpretability",
+    "Peaks",
+    "ReceptiveField",
+    "ShardSampler",
+    "SimilaritySummary",
+    "StageWeight",
     "ablate",
     "accuracy",
+    "activation_similarity",
+    "activmap",
+    "binarity",
+    "cam",
     "classes_per_filter",
     "collect",
+    "collect_bytes",
+    "collect_peaks",
+    "default_classifiers",
+    "detection_errors",
+    "effective_diameter",
+    "fgsm",
     "filters_per_class",
+    "gate_counts",
     "gate_density",
+    "gradmap",
+    "half_sample_interval",
+    "input_geometry",
+    "location_instability",
     "mutual_information",
     "mutual_information_bound",
+    "mutual_information_per_class",
+    "mutual_information_per_filter",
     "mutual_information_score",
+    "mutual_information_score_interval",
     "owner_agreement",
     "owners",
+    "part_interpretability",
+    "path_disagreement",
+    "peak_places",
+    "pgd",
     "pool",
+    "read_annotations",
+    "receptive_field",
+    "stage_weight",
+    "summarize_similarity",
+    "threshold_detection",
+    "top_filters",
+    "weight_similarity",
+    "whole_image",
 ]

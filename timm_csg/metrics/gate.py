@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -73,6 +75,65 @@ def classes_per_filter(gate: Tensor, *, threshold: float = 0.5) -> Tensor:
         tensor([1, 2])
     """
     return (gate > threshold).sum(dim=0)
+
+
+def binarity(gate: Tensor) -> Tensor:
+    """How close the entries are to 0 or 1: 1 if all of them are, 0 if all are 0.5.
+
+    1 - 2 × mean of min(g, 1 - g). Ours; the paper's ideal gate is one-hot for each filter, and its training relaxes it
+    to [0, 1] (Liang et al., ECCV 2020, https://arxiv.org/abs/2007.08194). A gate of all ones is binary too, so read it
+    together with ``gate_density``.
+
+    Args:
+        gate: Class-filter matrix [classes, filters], entries in [0, 1].
+
+    Returns:
+        Scalar in [0, 1], no unit.
+
+    Example:
+        >>> binarity(torch.tensor([[1.0, 0.25], [0.0, 1.0]]))
+        tensor(0.8750)
+    """
+    return 1 - 2 * torch.minimum(gate, 1 - gate).mean()
+
+
+class GateCounts(NamedTuple):
+    """Entries and filters counted by ``gate_counts``, all int64 scalars.
+
+    Attributes:
+        owned: Entries above 0.95: the filter is open for the class at (nearly) full strength.
+        shared: Entries above 0.5; owned ones too.
+        between: Entries above 0.05 and up to 0.95, neither open nor closed.
+        exclusive: Filters that serve exactly one class with more than 0.5.
+    """
+
+    owned: Tensor
+    shared: Tensor
+    between: Tensor
+    exclusive: Tensor
+
+
+def gate_counts(gate: Tensor) -> GateCounts:
+    """Count what is owned, shared and undecided, with the thresholds of the authors' notebooks (0.95 and 0.5).
+
+    For one owner each: ``owned`` = ``shared`` = ``exclusive`` = number of filters and ``between`` = 0.
+
+    Args:
+        gate: Class-filter matrix [classes, filters], entries in [0, 1].
+
+    Returns:
+        The counts.
+
+    Example:
+        >>> gate_counts(torch.tensor([[1.0, 0.7], [0.1, 1.0]]))
+        GateCounts(owned=tensor(2), shared=tensor(3), between=tensor(2), exclusive=tensor(1))
+    """
+    return GateCounts(
+        owned=(gate > 0.95).sum(),
+        shared=(gate > 0.5).sum(),
+        between=((gate > 0.05) & (gate <= 0.95)).sum(),
+        exclusive=(classes_per_filter(gate) == 1).sum(),
+    )
 
 
 def owner_agreement(gate: Tensor, mutual_information: Tensor) -> Tensor:

@@ -1,0 +1,164 @@
+"""How alike filters are: by the weights that make them, and by their responses; within a class and across classes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from timm_csg.metrics._model import evaluating
+
+_SIDE_BRANCHES = {"downsample", "shortcut", "skip", "conv_skip"}  # timm's names; they may run after the main branch
+
+
+class StageWeight(NamedTuple):
+    """The weights that make a stage's filters.
+
+    Attributes:
+        name: Name of the convolution or linear layer in the model.
+        weight: [filters, inputs], a copy.
+    """
+
+    name: str
+    weight: Tensor
+
+
+@torch.no_grad()
+def stage_weight(model: nn.Module, images: Tensor | None = None) -> StageWeight:
+    """The weights of the last layer that makes the stage's filters, one row per filter.
+
+    That is the last convolution or linear layer called by ``forward_features`` with one output per filter and more than
+    one input per output (so no depthwise one), shortcuts left aside. In a residual network the stage's output is this
+    layer's plus the shortcut's, so the rows are part of what a filter sees, as in the authors' notebooks; look at
+    ``name``, and pass another matrix to ``weight_similarity`` where it is not the one you mean.
+
+    Args:
+        model: A plain or differentiated timm classifier; modes and hooks are left as found.
+        images: A batch for one forward pass; None: a black image of the model's own input size.
+
+    Returns:
+        Name and weights.
+
+    Raises:
+        ValueError: If no layer has one output per filter.
+
+    Example:
+        >>> import timm
+        >>> found = stage_weight(timm.create_model("test_resnet"))
+        >>> found.name, found.weight.shape
+        ('layer4.0.conv2', torch.Size([96, 864]))
+    """
+    timm_model: Any = model  # its attributes are not in nn.Module's type
+    like = next(model.parameters())
+    if images is None:
+        images = torch.zeros(1, *timm_model.pretrained_cfg["input_size"], dtype=like.dtype, device=like.device)
+    called: list[str] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda module, inputs, name=name: called.append(name))
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and not _SIDE_BRANCHES & set(name.split("."))
+    ]
+    try:
+        with evaluating(model):
+            features = timm_model.forward_features(images.to(like.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    num_filters = timm_model.num_features
+    modules = dict(model.named_modules())
+    for name in reversed(called):
+        weight: Any = modules[name].weight
+        if len(weight) == num_filters and weight[0].numel() > 1 and weight.shape[1] > 1:
+            return StageWeight(name, weight.detach().flatten(1).clone())
+    raise ValueError(
+        f"no convolution or linear layer of {type(model).__name__} makes {num_filters} filters (features "
+        f"{list(features.shape)}); pass the weights [filters, inputs] to weight_similarity yourself."
+    )
+
+
+def weight_similarity(weight: Tensor) -> Tensor:
+    """Absolute cosine between the weights of every two filters.
+
+    |w_i · w_j| / (‖w_i‖ ‖w_j‖), as in the heat map of the authors' notebooks (Liang et al., ECCV 2020,
+    https://arxiv.org/abs/2007.08194; they subtract the identity). Independent random weights of d inputs have about
+    sqrt(2 / (π d)), for example 0.033 for 576, so compare with that and not with 0.
+
+    Args:
+        weight: [filters, ...]; what follows is flattened.
+
+    Returns:
+        [filters, filters] in [0, 1], ones on the diagonal; a filter of zeros is similar to nothing.
+
+    Example:
+        >>> weight_similarity(torch.tensor([[1.0, 0.0], [-2.0, 0.0], [3.0, 4.0]]))
+        tensor([[1.0000, 1.0000, 0.6000],
+                [1.0000, 1.0000, 0.6000],
+                [0.6000, 0.6000, 1.0000]])
+    """
+    rows = F.normalize(weight.flatten(1), dim=1, eps=1e-30)
+    return (rows @ rows.T).abs().clamp(max=1)
+
+
+def activation_similarity(features: Tensor) -> Tensor:
+    """Absolute correlation over images between the pooled responses of every two filters.
+
+    The absolute cosine of the responses after their means are taken off. Filters of one class correlate because they
+    fire for the same images, so this is high within a class for specific filters, and low across classes.
+
+    Args:
+        features: Pooled responses [samples, filters].
+
+    Returns:
+        [filters, filters] in [0, 1], ones on the diagonal; a constant filter is similar to nothing.
+
+    Example:
+        >>> activation_similarity(torch.tensor([[0.0, 5.0], [1.0, 3.0], [2.0, 1.0]]))
+        tensor([[1.0000, 1.0000],
+                [1.0000, 1.0000]], dtype=torch.float64)
+    """
+    centred = features.double() - features.double().mean(dim=0)
+    scale = features.double().abs().amax(dim=0).clamp_min(1e-300)
+    centred = torch.where(centred.abs().amax(dim=0) > 1e-12 * scale, centred / scale, 0)  # rounding is no variance
+    return weight_similarity(centred.T)
+
+
+class SimilaritySummary(NamedTuple):
+    """Mean similarity of pairs of filters, NaN where there is no such pair.
+
+    Attributes:
+        within: Of pairs with one owner.
+        across: Of pairs with different owners.
+        overall: Of all pairs.
+    """
+
+    within: float
+    across: float
+    overall: float
+
+
+def summarize_similarity(similarity: Tensor, filter_owners: Tensor) -> SimilaritySummary:
+    """Mean similarity within a class and across classes, every two different filters counted once.
+
+    Args:
+        similarity: [filters, filters], symmetric.
+        filter_owners: The class of each filter [filters]: ``owners(gate)`` or ``owners(mutual_information)``.
+
+    Returns:
+        The means.
+
+    Example:
+        >>> similarity = torch.tensor([[1.0, 0.75, 0.25], [0.75, 1.0, 0.5], [0.25, 0.5, 1.0]])
+        >>> summarize_similarity(similarity, torch.tensor([0, 0, 1]))
+        SimilaritySummary(within=0.75, across=0.375, overall=0.5)
+    """
+    if similarity.shape != (len(filter_owners), len(filter_owners)):
+        raise ValueError(
+            f"expected a similarity [filters, filters] of {len(filter_owners)} filters, but found "
+            f"{list(similarity.shape)}; pass owners of the same model."
+        )
+    filter_owners = filter_owners.to(similarity.device)
+    same = filter_owners[:, None] == filter_owners
+    pair = torch.ones_like(same).triu(1)
+    return SimilaritySummary(*(float(similarity[where].double().mean()) for where in (pair & same, pair & ~same, pair)))
