@@ -8,8 +8,11 @@ from timm_csg.hub import from_pretrained, push_to_hub
 from timm_csg.hub_errors import HubError
 from timm_csg.manifest import CheckpointError
 from timm_csg.mechanisms import (
+    ChainConfig,
     ClassSpecificGate,
     CSGConfig,
+    ICNNConfig,
+    InterpretableFilters,
     Mechanism,
     MechanismConfig,
     list_mechanisms,
@@ -31,10 +34,13 @@ from timm_csg.version import __version__
 __all__ = [
     "Alternating",
     "CSGConfig",
+    "ChainConfig",
     "CheckpointError",
     "ClassSpecificGate",
     "DifferentiatedModel",
     "HubError",
+    "ICNNConfig",
+    "InterpretableFilters",
     "Joint",
     "Mechanism",
     "MechanismConfig",
@@ -59,7 +65,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import ``timm_csg.metrics``, ``timm_csg.plots`` and ``timm_csg.recipes`` on first use."""
-    if name in ("metrics", "plots", "recipes"):
+    """Import ``timm_csg.explain``, ``metrics``, ``plots`` and ``recipes`` on first use."""
+    if name in ("explain", "metrics", "plots", "recipes"):
         return importlib.import_module(f"timm_csg.{name}")
     raise AttributeError(f"module 'timm_csg' has no attribute {name!r}")

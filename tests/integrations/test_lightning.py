@@ -1,0 +1,119 @@
+"""The Lightning mixin against the real package; that its trainings are those of the plain loop is in test_hosts.py."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import timm_csg
+from timm_csg import Alternating, Joint
+from timm_csg.integrations.lightning import LightningTrainingMixin
+
+L = pytest.importorskip("lightning", reason="needs the extra 'lightning'")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Module(LightningTrainingMixin, L.LightningModule):
+    schedule = Joint()
+
+    def __init__(self, *models):
+        super().__init__()
+        self.models = torch.nn.ModuleList(models)
+
+    def training_step(self, batch, batch_idx):
+        return self.losses(self.models[0], *batch, F.cross_entropy)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(timm_csg.param_groups(self.models[0], lr=0.05, gate_lr=0.5), lr=0.05, momentum=0.9)
+
+
+@pytest.fixture
+def model(make_model):
+    return timm_csg.differentiate(make_model(), sparsity_weight=0.05).train()
+
+
+@pytest.fixture
+def loader(images, targets):
+    dataset = torch.utils.data.TensorDataset(images.repeat(2, 1, 1, 1), targets.repeat(2))
+    return torch.utils.data.DataLoader(dataset, batch_size=3)
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    def make(**options):
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        return L.Trainer(default_root_dir=tmp_path, accelerator="cpu", devices=1, **quiet, **options)
+
+    return make
+
+
+def test_hooks_need_no_import_of_lightning():
+    assert LightningTrainingMixin.__mro__[1:] == (timm_csg.TrainingMixin, object)
+
+
+def test_bfloat16_training_keeps_the_gate_in_float32_and_feasible(model, loader, make_trainer):
+    make_trainer(max_epochs=2, precision="bf16-mixed", enable_checkpointing=False).fit(Module(model), loader)
+    gate = model.mechanism.gate
+    assert gate.dtype == torch.float32
+    assert gate.amax(dim=0).eq(1).all()
+    assert gate.min() < 1
+
+
+def test_gradient_clipping_of_lightning_does_not_get_in_the_way(model, loader, make_trainer):
+    module = Module(model)
+    make_trainer(max_epochs=2, gradient_clip_val=0.1, enable_checkpointing=False).fit(module, loader)
+    assert module.progress == timm_csg.Progress(epoch=1, step=4)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_module_must_hold_exactly_one_differentiated_model(make_model, loader, make_trainer, count):
+    models = [timm_csg.differentiate(make_model()).train() for _ in range(count)] or [make_model()]
+    with pytest.raises(TypeError, match=f"one differentiated model among the attributes of Module, but found {count}"):
+        make_trainer(max_epochs=1, enable_checkpointing=False).fit(Module(*models), loader)
+
+
+def test_model_in_eval_mode_is_refused_since_its_gate_would_never_be_trained(model, loader, make_trainer):
+    with pytest.raises(ValueError, match=r"call model\.train\(\) before training"):
+        make_trainer(max_epochs=1, enable_checkpointing=False).fit(Module(model.eval()), loader)
+
+
+def test_second_fit_starts_counting_anew_and_projects_once(model, loader, make_trainer):
+    module = Module(model)
+    optimizer = module.configure_optimizers()
+    module.configure_optimizers = lambda: optimizer  # the same object twice
+    for _ in range(2):
+        make_trainer(max_epochs=1, enable_checkpointing=False).fit(module, loader)
+        assert module.progress.step == 2
+
+
+def test_loading_for_inference_does_not_ask_for_the_schedule_but_training_does(model, loader, make_trainer, tmp_path):
+    trainer = make_trainer(max_epochs=1, enable_checkpointing=False)
+    trainer.fit(Module(model), loader)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    class Other(Module):
+        schedule = Alternating()
+
+        def __init__(self):
+            super().__init__(timm_csg.differentiate(timm_csg.undifferentiate(model)))
+
+    trained = model.mechanism.gate.detach().clone()
+    loaded = Other.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert torch.equal(loaded.models[0].mechanism.gate, trained)
+    with pytest.raises(ValueError, match="belongs to the schedule"):
+        make_trainer(max_epochs=2, enable_checkpointing=False).fit(Other(), loader, ckpt_path=tmp_path / "last.ckpt")
+
+
+@pytest.mark.slow
+def test_distributed_strategy_takes_schedules_that_skip_a_path(make_model, loader, make_trainer):
+    trained = []
+    for strategy in ("auto", "ddp_find_unused_parameters_true"):
+        module = Module(timm_csg.differentiate(make_model()).train())
+        module.schedule = Alternating(period=2, gated=1, unit="step")
+        options = {"strategy": strategy, "use_distributed_sampler": False, "enable_checkpointing": False}
+        try:
+            make_trainer(max_epochs=2, **options).fit(module, loader)
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+        trained.append(module.models[0].state_dict())
+    torch.testing.assert_close(*trained)

@@ -1,0 +1,68 @@
+"""A stand-in for timm's train.py, which is not in the wheel: its imports, its order of calls, random images."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from timm.models import create_model
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.utils import CheckpointSaver
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data_dir")
+    parser.add_argument("--model")
+    parser.add_argument("--num-classes", type=int)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--layer-decay", type=float)
+    parser.add_argument("--grad-accum-steps", type=int, default=1)
+    parser.add_argument("--model-ema", action="store_true")
+    parser.add_argument("--resume", default="")
+    args = parser.parse_args()
+
+    torch.manual_seed(42)
+    loader = [(torch.rand(4, 3, 32, 32), torch.randint(args.num_classes, (4,))) for _ in range(5)]
+    model = create_model(args.model, pretrained=False, num_classes=args.num_classes)
+    task = ClassificationTask(
+        model=model, criterion=torch.nn.CrossEntropyLoss(), device=torch.device("cpu"), dtype=None, verbose=False
+    )
+    model = task.get_trainable_module()
+    layers = {"layer_decay": args.layer_decay} if args.layer_decay else {}
+    optimizer = create_optimizer_v2(model, opt="sgd", lr=args.lr, weight_decay=1e-4, momentum=0.9, **layers)
+    start = 0
+    if args.resume:
+        start = resume_task_checkpoint(task, args.resume, optimizer=optimizer, loss_scaler=None, log_info=True)
+    if args.model_ema:
+        task.setup_ema(decay=0.9, use_warmup=False, device=None)
+        if args.resume:
+            load_task_ema_checkpoint(task, args.resume)
+    saver = CheckpointSaver(model=model, optimizer=optimizer, args=args, checkpoint_dir=args.data_dir, task=task)
+    updates_per_epoch = (len(loader) + args.grad_accum_steps - 1) // args.grad_accum_steps
+    scheduler, num_epochs = create_scheduler_v2(
+        optimizer, sched="cosine", num_epochs=args.epochs, updates_per_epoch=updates_per_epoch
+    )
+    for epoch in range(start, num_epochs):
+        task.get_trainable_module().train()
+        num_updates = epoch * updates_per_epoch
+        optimizer.zero_grad()
+        for index, (images, targets) in enumerate(loader):
+            result = task(images, targets)
+            result["loss"].backward()
+            if (index + 1) % args.grad_accum_steps and index + 1 < len(loader):
+                continue
+            optimizer.step()
+            num_updates += 1
+            optimizer.zero_grad()
+            task.update_ema(step=num_updates)
+        task.get_eval_model().eval()
+        saver.save_checkpoint(epoch, metric=float(epoch))
+        scheduler.step(epoch + 1)
+    Path(args.data_dir, "updates.txt").write_text(str(num_updates))
+
+
+if __name__ == "__main__":
+    main()

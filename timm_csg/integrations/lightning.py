@@ -1,0 +1,85 @@
+"""Train a differentiated model with Lightning: one mixin, automatic optimisation, resumable checkpoints.
+
+Works with the packages ``lightning`` and ``pytorch_lightning`` alike, since it imports neither.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from timm_csg.model import DifferentiatedModel
+from timm_csg.training import Progress, RemovableHandles, TrainingMixin
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule as _Host
+else:
+    _Host = object
+_KEY = "timm_csg"
+
+
+class LightningTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # lightning's types are not checked
+    """``TrainingMixin`` for a ``LightningModule``; name it first among the bases.
+
+    Its hooks tell the schedule the epoch, attach the projection to the optimizers when training starts (so do not call
+    ``attach`` yourself), and keep the progress in Lightning's checkpoints. If you override one of them, call
+    ``super()``. With DistributedDataParallel, schedules other than ``Joint()`` need
+    ``strategy="ddp_find_unused_parameters_true"``.
+
+    Example:
+        >>> import timm, timm_csg, torch
+        >>> class Classifier(LightningTrainingMixin):  # and lightning.LightningModule
+        ...     schedule = timm_csg.Joint()
+        ...
+        ...     def training_step(self, batch, batch_idx):
+        ...         images, targets = batch
+        ...         return self.losses(self.model, images, targets, torch.nn.functional.cross_entropy)
+        ...
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(timm_csg.param_groups(self.model, lr=0.1), lr=0.1)
+    """
+
+    _handles: tuple[RemovableHandles, ...] = ()
+    _loaded_state: dict[str, Any] | None = None
+
+    def on_train_start(self) -> None:
+        """Attach to the optimizers; go on where the checkpoint was, if there is one.
+
+        Raises:
+            TypeError: If the module does not hold exactly one differentiated model.
+            ValueError: If the model is in eval mode, or the checkpoint belongs to another schedule.
+        """
+        super().on_train_start()
+        models = [module for module in self.modules() if isinstance(module, DifferentiatedModel)]
+        if len(models) != 1:
+            raise TypeError(
+                f"expected one differentiated model among the attributes of {type(self).__name__}, but found "
+                f"{len(models)}; call differentiate() on the model before training, or use TrainingMixin itself."
+            )
+        if not models[0].training:
+            raise ValueError(
+                "the model is in eval mode, in which only the standard path runs, and Lightning leaves modes as they "
+                "are; call model.train() before training."
+            )
+        if self._loaded_state is not None:
+            self.load_training_state(self._loaded_state)
+            self._loaded_state = None
+        elif self.trainer.global_step == 0:
+            self.progress = Progress()  # fit() a second time
+        for handle in self._handles:  # of an earlier fit(), whose optimizer may come again
+            handle.remove()
+        self._handles = tuple(self.attach(optimizer, models[0]) for optimizer in self.trainer.optimizers)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+        """Tell the schedule which epoch it is."""
+        self.set_epoch(self.current_epoch)  # on_train_epoch_start is left out on resume after an epoch's last batch
+        return super().on_train_batch_start(batch, batch_idx)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the progress of training."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_KEY] = self.training_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the progress for when training starts; loading for inference does not ask for the same schedule."""
+        super().on_load_checkpoint(checkpoint)
+        self._loaded_state = checkpoint.get(_KEY)

@@ -1,0 +1,276 @@
+"""Train a differentiated model as a ``timm.task``: in your own loop, or in timm's unmodified ``train.py``.
+
+``train.py`` makes its task, makes the optimizer from ``task.get_trainable_module()``, resumes, copies the EMA,
+compiles, wraps; a step is forward, backward, ``optimizer.step()``, ``zero_grad()``, ``task.update_ema(step)``. It tells
+the task neither the optimizer nor the epoch, so ``update_ema`` is where the gate is projected and the epoch is counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.task import ClassificationTask
+from timm.utils.model import unwrap_model
+from torch import Tensor, nn
+
+from timm_csg.manifest import CheckpointError, mechanism_config
+from timm_csg.mechanisms.base import Mechanism
+from timm_csg.model import DifferentiatedModel, differentiate, is_differentiated
+from timm_csg.schedule import Alternating, Joint
+from timm_csg.training import RemovableHandles, TrainingMixin
+from timm_csg.version import __version__
+
+_logger = logging.getLogger(__name__)
+_PREFIX = "mechanism."
+
+
+class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[misc]  # timm has no types
+    """timm's ``ClassificationTask`` with the paths, loss terms, projection and schedule of ``TrainingMixin``.
+
+    Checkpoints keep ``state_dict`` and ``state_dict_ema`` exactly plain timm's; the mechanism, its options and the
+    progress are in ``task_state`` and ``task_state_ema``. The EMA copy has a gate of its own, projected as well.
+
+    Args:
+        model: A differentiated model, not yet wrapped or compiled: the task does both.
+        criterion: Called with (logits, targets), returns a scalar; None: timm makes one from ``criterion_kwargs``.
+        schedule: None: the class's, which is ``Alternating()``.
+        steps_per_epoch: Optimizer steps of an epoch, from which ``update_ema`` counts epochs; None: you call
+            ``set_epoch``. Schedules by step, ``Joint()`` and mechanisms without epochs (CSG) need neither.
+        **options: ``criterion_kwargs``, ``device``, ``dtype`` and ``verbose`` of ``ClassificationTask``.
+
+    Raises:
+        TypeError: If the model is not differentiated.
+        ValueError: If ``steps_per_epoch`` is not a whole number, 1 or more.
+
+    Example:
+        >>> import timm, timm_csg
+        >>> model = timm_csg.differentiate(timm.create_model("test_resnet"), num_classes=2).train()
+        >>> task = DifferentiationTask(model, schedule=Joint(), verbose=False)
+        >>> optimizer = torch.optim.SGD(timm_csg.param_groups(model, lr=0.1), lr=0.1)
+        >>> task(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))["loss"].backward()
+        >>> optimizer.step()
+        >>> task.update_ema()
+        >>> task.progress.step, model.mechanism.class_filter_matrix().amax(dim=0).unique()
+        (1, tensor([1.]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        schedule: Alternating | Joint | None = None,
+        steps_per_epoch: int | None = None,
+        **options: Any,
+    ) -> None:
+        if not isinstance(model, DifferentiatedModel):
+            raise TypeError(
+                f"expected a differentiated model, neither wrapped nor compiled, but found {type(model).__name__}; "
+                "call differentiate() first, and prepare_distributed() or compile() of the task afterwards."
+            )
+        super().__init__(model, criterion, **options)
+        if schedule is not None:
+            self.schedule = schedule
+        self.steps_per_epoch = steps_per_epoch
+        self._epoch_is_known = False
+        self._is_attached = False
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps of an epoch; may also be set once the loader is there."""
+        return self._steps_per_epoch
+
+    @steps_per_epoch.setter
+    def steps_per_epoch(self, steps: int | None) -> None:
+        if steps is not None and (not isinstance(steps, int) or steps < 1):
+            raise ValueError(f"steps_per_epoch must be a whole number, 1 or more, but is {steps!r}.")
+        self._steps_per_epoch = steps
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """What ``TrainingMixin.losses`` returns for one batch: ``"loss"``, ``"output"`` and named parts.
+
+        Args:
+            input: Images [batch, channels, height, width].
+            target: Class indices [batch], soft or multi-hot targets [batch, classes].
+        """
+        return self.losses(self.trainable_module, input, target, self.criterion)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the schedule which epoch begins, counted from 0."""
+        super().set_epoch(epoch)
+        self._epoch_is_known = True
+
+    def attach(self, optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -> RemovableHandles:
+        """As ``TrainingMixin.attach``; ``update_ema`` then leaves projecting and counting to the optimizer.
+
+        The difference is small: only attached, a step that an AMP scaler skips does not count.
+        """
+        self._is_attached = True
+        return super().attach(optimizer, self.trainable_module if model is None else model)
+
+    def update_ema(self, step: int | None = None) -> None:
+        """To be called after every optimizer step, with EMA or without: project, count, then average.
+
+        Args:
+            step: Optimizer steps since the start of training, this one included, as ``train.py`` counts them.
+
+        Raises:
+            ValueError: If the schedule or the mechanism goes by epochs, but nobody tells which epoch it is.
+        """
+        if not self._is_attached:
+            self.after_step(self.trainable_module)
+        mechanism = _inner(self.trainable_module).mechanism
+        if self.steps_per_epoch is not None:
+            self.set_epoch((self.progress.step if step is None else step) // self.steps_per_epoch)
+        elif not self._epoch_is_known and _goes_by_epoch(self.schedule, mechanism):
+            raise ValueError(
+                f"{self.schedule} or mechanism {mechanism.name!r} goes by epochs, but nobody has told this task the "
+                "epoch; pass steps_per_epoch=... (in train.py: updates_per_epoch), or call task.set_epoch(epoch)."
+            )
+        super().update_ema(step)
+        if self.has_ema():
+            _inner(self.get_trainable_module(ema=True)).mechanism.project_()  # an average of gates may peak below 1
+
+    def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> DifferentiationTask:
+        """Wrap in DistributedDataParallel, which must look for unused parameters where not all steps take both paths.
+
+        Args:
+            device_ids: This process's device; on the CPU left out, which DistributedDataParallel insists on.
+            **ddp_kwargs: Options of DistributedDataParallel.
+        """
+        takes_both_paths = isinstance(self.schedule, Joint) and self.schedule.warmup == 0
+        ddp_kwargs.setdefault("find_unused_parameters", not takes_both_paths)
+        on_cpu = next(self.trainable_module.parameters()).device.type == "cpu"
+        super().prepare_distributed(None if on_cpu else device_ids, **ddp_kwargs)
+        return self
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> Iterable[nn.Parameter]:
+        """Parameters whose gradients to clip; without the head: neither the classifier's nor the mechanism's.
+
+        timm leaves out the last two parameters, which here would be the classifier's bias and the gate.
+        """
+        if not exclude_head:
+            everything: Iterable[nn.Parameter] = self.trainable_module.parameters()
+            return everything
+        model: Any = _inner(self.trainable_module)
+        classifier = model.get_classifier()
+        heads = [*(classifier if isinstance(classifier, (tuple, list)) else [classifier]), model.mechanism]
+        excluded = {id(parameter) for head in heads for parameter in head.parameters()}
+        return [parameter for parameter in model.parameters() if id(parameter) not in excluded]
+
+    def get_checkpoint_state(
+        self, ema: bool = False, unwrap_fn: Callable[[nn.Module], nn.Module] = unwrap_model
+    ) -> dict[str, Any]:
+        """The entries of timm, with plain timm's keys in the state dict and the mechanism in the task state."""
+        state: dict[str, Any] = super().get_checkpoint_state(ema=ema, unwrap_fn=unwrap_fn)
+        for key in state.keys() & {"state_dict", "state_dict_ema"}:
+            state[key] = {name: value for name, value in state[key].items() if not name.startswith(_PREFIX)}
+        return state
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """The mechanism with its options, and, but for the EMA copy, the progress of training."""
+        mechanism = _inner(self.get_eval_model(module, ema=ema)).mechanism
+        state = {
+            "mechanism": mechanism.name,
+            "config": mechanism.config.to_dict(),
+            "versions": {"timm_csg": __version__},
+            "state": mechanism.state_dict(),
+        }
+        return state if ema else {**state, "training": self.training_state()}
+
+    def load_task_state(
+        self,
+        state: dict[str, Any] | None,
+        strict: bool = True,
+        module: nn.Module | None = None,
+        ema: bool = False,
+    ) -> None:
+        """Load what ``get_task_state`` returned; None: a plain timm checkpoint, the mechanism keeps its values.
+
+        Raises:
+            CheckpointError: If the state is that of another mechanism.
+            ValueError: If it belongs to another schedule.
+        """
+        if not state:
+            _logger.info("the checkpoint holds no mechanism: the model's keeps its values")
+            return
+        mechanism = _inner(self.get_eval_model(module, ema=ema)).mechanism
+        if state.get("mechanism") != mechanism.name:
+            raise CheckpointError(
+                f"the checkpoint holds mechanism {state.get('mechanism')!r}, but the model has {mechanism.name!r}; "
+                "differentiate accordingly."
+            )
+        mechanism.load_state_dict(state["state"], strict=strict)
+        if not ema and "training" in state:
+            self.load_training_state(state["training"])
+
+    def load_checkpoint_state(
+        self,
+        state_dict: dict[str, Tensor],
+        task_state: dict[str, Any] | None = None,
+        ema: bool = False,
+        strict: bool = True,
+    ) -> None:
+        """Load the entries of a checkpoint: one of this task, or of plain timm."""
+        model = self.get_eval_model(ema=ema)
+        current = {} if model is None else unwrap_model(model).state_dict()
+        own = {name: value for name, value in current.items() if name.startswith(_PREFIX)}
+        super().load_checkpoint_state({**own, **state_dict}, task_state, ema=ema, strict=strict)
+
+
+def load_task_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, ema: bool = False) -> DifferentiatedModel:
+    """Give a plain timm model the weights and the mechanism of a checkpoint that ``train.py`` wrote with this task.
+
+    Args:
+        model: A plain timm model of the same architecture, made as for training; it is differentiated in place, with
+            the options in the checkpoint. One that is differentiated already must fit.
+        path: Such as ``model_best.pth.tar``; read without unpickling code.
+        ema: Take the averaged weights and the averaged gate.
+
+    Returns:
+        The same model, in eval mode, ready for ``timm_csg.save_pretrained``.
+
+    Raises:
+        CheckpointError: If the file cannot be read, does not fit, or holds no mechanism, or no EMA.
+    """
+    path, suffix = Path(path), "_ema" if ema else ""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of train.py
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        weights, own = checkpoint[f"state_dict{suffix}"], checkpoint[f"task_state{suffix}"]
+        entries = {key: own[key] for key in ("mechanism", "config", "versions")}
+        state = {**weights, **{_PREFIX + name: value for name, value in own["state"].items()}}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {path}.") from error
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} lacks {error}: expected a checkpoint written with DifferentiationTask"
+            f"{' and an EMA' if ema else ''}; load plain timm's with timm_csg.load_checkpoint()."
+        ) from error
+    except Exception as error:  # there is no end to what torch.load raises on bytes that are not its own
+        raise CheckpointError(f"{path} is damaged or not a checkpoint of tensors: {error}") from error
+    config = mechanism_config(entries, path)
+    differentiated = model if is_differentiated(model) else differentiate(model, mechanism=config)
+    try:
+        differentiated.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit this {type(differentiated).__name__}: {error}") from error
+    differentiated.eval()
+    return differentiated
+
+
+def _inner(model: nn.Module) -> DifferentiatedModel:
+    inner: DifferentiatedModel = unwrap_model(model)
+    return inner
+
+
+def _goes_by_epoch(schedule: Alternating | Joint, mechanism: Mechanism) -> bool:
+    if type(mechanism).set_epoch is not Mechanism.set_epoch:
+        return True
+    return schedule.unit == "epoch" and (isinstance(schedule, Alternating) or schedule.warmup > 0)

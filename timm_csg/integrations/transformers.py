@@ -1,0 +1,149 @@
+"""Train a timm model in transformers' ``TimmWrapperForImageClassification`` with its ``Trainer``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from timm.utils.model import unwrap_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from timm_csg.model import DifferentiatedModel, PathOutputs
+from timm_csg.training import Progress, RemovableHandles, TrainingMixin
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Host
+else:
+    _Host = object
+
+
+class TransformersTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # transformers' types are not checked
+    """``TrainingMixin`` for transformers' ``Trainer``; name it first among the bases.
+
+    The model is a ``TimmWrapperForImageClassification`` whose ``timm_model`` is differentiated. Training takes the
+    paths of the schedule, evaluation and prediction the standard path. The gate gets an optimizer group of its own,
+    without weight decay. Checkpoints of the Trainer hold the mechanism and the progress;
+    ``timm_csg.save_pretrained(trainer.model.timm_model, folder)`` makes one that plain timm and transformers load.
+
+    Attributes:
+        gate_lr: Learning rate of the mechanism's parameters; None: that of the weights.
+
+    Example:
+        >>> import timm_csg
+        >>> class DifferentiationTrainer(TransformersTrainingMixin):  # and transformers.Trainer
+        ...     schedule = timm_csg.Joint()
+        ...     gate_lr = 0.01
+    """
+
+    gate_lr: float | None = None
+    loss_is_scaled_for_ga: bool = False  # a mean over the batch: the Trainer divides it by the accumulation steps
+    _handles: RemovableHandles | None = None
+
+    def criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy with the Trainer's ``label_smoothing_factor``; override it for another one.
+
+        Args:
+            logits: [batch, classes].
+            targets: Class indices [batch], soft or multi-hot targets [batch, classes].
+
+        Returns:
+            Scalar: a mean over the batch.
+        """
+        return F.cross_entropy(logits, targets, label_smoothing=self.args.label_smoothing_factor)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of the paths that the schedule asks for; in eval mode that of the standard path.
+
+        Raises:
+            ValueError: If the inputs hold no ``labels``.
+        """
+        if inputs.get("labels") is None:
+            raise ValueError(f"expected inputs with 'pixel_values' and 'labels', but found {sorted(inputs)}.")
+        losses = self.losses(cast(nn.Module, _Wrapped(model)), inputs["pixel_values"], inputs["labels"], self.criterion)
+        return (losses["loss"], {"logits": losses["output"]}) if return_outputs else losses["loss"]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The Trainer's optimizer, the mechanism in a group of its own, attached; one of yours is only attached."""
+        is_ours = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        inner = optimizer
+        while hasattr(inner, "optimizer"):  # accelerate's wrapper, when train() is called again
+            inner = inner.optimizer
+        model = _timm_model(self.model)
+        if is_ours:
+            _move_to_own_group(inner, list(model.mechanism.parameters()), self.gate_lr)
+        if self._handles is not None:
+            self._handles.remove()
+        self._handles = self.attach(inner, model)
+        callback = _ProgressCallback(self)
+        self.remove_callback(_ProgressCallback)
+        self.add_callback(callback)
+        # The Trainer has read the state of a checkpoint by now; in one of a plain Trainer our entry is missing.
+        saved = self.state.stateful_callbacks.setdefault(_ProgressCallback.__name__, callback.state())
+        self.load_training_state(saved["attributes"]["training_state"])
+        return cast(torch.optim.Optimizer, optimizer)
+
+
+class _ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """Tells the loop the epoch, and the Trainer's saved state the progress."""
+
+    def __init__(self, loop: TrainingMixin | None = None) -> None:
+        self.loop = loop  # None only where the Trainer rebuilds its callbacks on resume, before we replace this one
+        self.next_epoch = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.next_epoch = int(state.epoch or 0)
+        if self.loop is not None and state.global_step == 0:
+            self.loop.progress = Progress()  # train() a second time
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.loop is not None:
+            self.loop.set_epoch(self.next_epoch)
+        self.next_epoch += 1
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"training_state": self.loop.training_state() if self.loop else None}}
+
+
+class _Wrapped:
+    """The Trainer's model, wrapped or not, called as a differentiated model is called.
+
+    ``TimmWrapperForImageClassification`` hands keyword arguments on to timm's forward, so the call goes through all
+    that the Trainer put around the model (DistributedDataParallel, autocast).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.module, self.training = model, _timm_model(model), model.training
+
+    def __call__(self, images: Tensor, targets: Tensor, *, paths: Sequence[str]) -> PathOutputs:
+        (outputs,) = self.model(pixel_values=images, targets=targets, paths=paths, return_dict=False)
+        return cast(PathOutputs, outputs)
+
+
+def _timm_model(model: nn.Module) -> DifferentiatedModel:
+    wrapper = unwrap_model(model)
+    inner = getattr(wrapper, "timm_model", None)
+    if not isinstance(inner, DifferentiatedModel):
+        raise TypeError(
+            "expected a TimmWrapperForImageClassification with a differentiated model, but found "
+            f"{type(wrapper).__name__}{'' if inner is None else f' with {type(inner).__name__}'}; "
+            "call timm_csg.differentiate(model.timm_model, ...) before training."
+        )
+    return inner
+
+
+def _move_to_own_group(optimizer: torch.optim.Optimizer, own: list[nn.Parameter], lr: float | None) -> None:
+    if not own:
+        return
+    ids = {id(parameter) for parameter in own}
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ids]
+    options = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+    options |= {"weight_decay": 0.0, "use_fallback": True} | ({} if lr is None else {"lr": lr})
+    optimizer.add_param_group({"params": own, **options})
