@@ -1,0 +1,187 @@
+"""Why this class: for each image the filters that gave the logit, where they fired, and how much each gave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from timm_csg.explain._grid import to_maps
+from timm_csg.explain._run import Path, StageRun, Targets, borrowed, per_filter, prepare, readable, resized, run_head
+from timm_csg.explain.filters import check_top, contributions, filter_matrix, is_exact, shares
+from timm_csg.model import is_differentiated
+
+
+@dataclass(frozen=True)
+class FilterEvidence:
+    """What one filter says for the explained class in one image.
+
+    Attributes:
+        filter: Index of the filter.
+        gate: How much the filter serves the class, in [0, 1]; None without a class-filter matrix.
+        owner: The class that the filter serves most; None without a class-filter matrix.
+        activation: Mean response over positions.
+        contribution: What it adds to the class's logit on this path.
+        share: Contribution divided by the sum of all positive contributions of the image.
+        map: Where it responds, upsampled to the image [height, width]; None for tokens without a grid, and where the
+            head reads only a class token.
+    """
+
+    filter: int
+    gate: float | None
+    owner: int | None
+    activation: float
+    contribution: float
+    share: float
+    map: Tensor | None
+
+
+@dataclass(frozen=True)
+class PathEvidence:
+    """One path's answer for one image, and the filters behind the explained class's logit.
+
+    Attributes:
+        path: ``"standard"`` or ``"gated"``.
+        predicted: The class this path predicts. With label gating the gate of the explained class was applied, so
+            this is no prediction for an unlabelled image.
+        probability: Softmax probability of the explained class.
+        logit: Logit of the explained class.
+        filters: The strongest filters, by contribution. On the gated path, and on the standard path of a model with a
+            class-filter matrix, only filters that the class owns, if it owns any.
+        owned_share: Share of the positive contributions that comes from filters the class owns; None without a matrix.
+        exact: Whether contributions plus the bias sum to the logit; if not they are gradient × activation.
+    """
+
+    path: str
+    predicted: int
+    probability: float
+    logit: float
+    filters: list[FilterEvidence]
+    owned_share: float | None
+    exact: bool
+
+
+@dataclass(frozen=True)
+class PredictionExplanation:
+    """Why an image was given a class.
+
+    Attributes:
+        target: The explained class: the one asked for, or the one predicted by the standard path.
+        standard: The standard path's evidence.
+        gated: The gated path's evidence, through the gate of the explained class; None for plain models.
+    """
+
+    target: int
+    standard: PathEvidence
+    gated: PathEvidence | None
+
+    @property
+    def predicted(self) -> int:
+        """The class that the standard path predicts."""
+        return self.standard.predicted
+
+    @property
+    def probability(self) -> float:
+        """The standard path's probability of the explained class."""
+        return self.standard.probability
+
+    @property
+    def filters(self) -> list[FilterEvidence]:
+        """The standard path's strongest filters."""
+        return self.standard.filters
+
+
+def explain_prediction(
+    model: nn.Module, images: Tensor, targets: Targets = None, *, top: int = 5
+) -> list[PredictionExplanation]:
+    """Why each image is given its class: the filters that fired, where, and how much of the logit each gave.
+
+    For a differentiated model these are the filters that the class owns (its row of the class-filter matrix holds their
+    largest entry), and the gated path is explained too. For a plain model they are the strongest of all filters.
+
+    Args:
+        model: Any timm classifier, plain or differentiated; left as found.
+        images: [batch, channels, height, width], normalised as in training.
+        targets: Class indices [batch], or one index for all images, to ask "why not this class"; None: the class
+            predicted by the standard path.
+        top: Filters per image and path, at most.
+
+    Returns:
+        One explanation per image.
+
+    Raises:
+        TypeError: If the model is not a timm classifier, or an argument has the wrong type.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import timm, timm_csg
+        >>> model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=2)).eval()
+        >>> why = explain_prediction(model, torch.ones(1, 3, 64, 64), top=2)[0]
+        >>> len(why.standard.filters), why.gated.path
+        (2, 'gated')
+    """
+    with borrowed(model) as inner:
+        with torch.no_grad():
+            features = inner.forward_features(prepare(inner, images))
+        run = run_head(inner, features, targets)
+        standard = _path_evidence(inner, run, images, "standard", top)
+        gated: list[PathEvidence] | list[None] = [None] * len(images)
+        if is_differentiated(inner):
+            gated = _path_evidence(inner, run_head(inner, features, run.targets, "gated"), images, "gated", top)
+    return [PredictionExplanation(*parts) for parts in zip(run.targets.tolist(), standard, gated, strict=True)]
+
+
+def _path_evidence(model: Any, run: StageRun, images: Tensor, path: Path, top: int) -> list[PathEvidence]:
+    """Evidence of one path for every image."""
+    contribution = contributions(model, run)
+    num_filters = contribution.shape[1]
+    check_top(top, num_filters)
+    share, activation = shares(contribution), readable(per_filter(model, run.features)).mean(dim=2)
+    probability = readable(run.logits).softmax(dim=1)
+    maps = _maps(model, run, images)
+    exact = is_exact(model, run.features, path)
+    matrix = filter_matrix(model)
+    owner = None if matrix is None else matrix.argmax(dim=0)
+    evidence = []
+    for row, target in enumerate(run.targets.tolist()):
+        owned = None if owner is None else owner == target
+        candidates = contribution[row]
+        if owned is not None and owned.any():
+            candidates = candidates.masked_fill(~owned, -torch.inf)
+        strongest = candidates.topk(min(top, int((candidates > -torch.inf).sum()))).indices.tolist()
+        drawn = None if maps is None else readable(resized(maps[row, strongest][None], images))[0]
+        found = [
+            FilterEvidence(
+                filter=index,
+                gate=None if matrix is None else float(matrix[target, index]),
+                owner=None if owner is None else int(owner[index]),
+                activation=float(activation[row, index]),
+                contribution=float(contribution[row, index]),
+                share=float(share[row, index]),
+                map=None if drawn is None else drawn[place],
+            )
+            for place, index in enumerate(strongest)
+        ]
+        evidence.append(
+            PathEvidence(
+                path=path,
+                predicted=int(run.logits[row].argmax()),
+                probability=float(probability[row, target]),
+                logit=float(run.logits[row, target]),
+                filters=found,
+                owned_share=None if owned is None else float(share[row][owned].clamp(min=0).sum()),
+                exact=exact,
+            )
+        )
+    return evidence
+
+
+def _maps(model: Any, run: StageRun, images: Tensor) -> Tensor | None:
+    """The filters' maps; None for tokens that have no grid, or a grid that the head does not read."""
+    try:
+        unread = run.gradient.ndim == 3 and run.gradient.any() and not to_maps(model, run.gradient, images).any()
+        return None if unread else to_maps(model, run.features, images)
+    except ValueError:
+        return None
