@@ -1,5 +1,8 @@
-"""Figures; the only place that imports matplotlib, which comes with ``pip install 'timm_csg[plots]'``."""
+"""Figures and the report. Figures need matplotlib, which comes with ``pip install 'timm_csg[plots]'``."""
 
+from timm_csg.plots.heat import overlay
+from timm_csg.plots.maps import map_figure
 from timm_csg.plots.matrix import class_filter_figure
+from timm_csg.plots.report import report
 
-__all__ = ["class_filter_figure"]
+__all__ = ["class_filter_figure", "map_figure", "overlay", "report"]

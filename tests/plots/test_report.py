@@ -1,0 +1,325 @@
+"""The report as a file: its numbers are those of the metrics, nothing escapes, nothing is missing or too large."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+import timm
+import torch
+from plots.colours import CLASS_NAMES, batches, coloured
+
+import timm_csg
+from timm_csg import explain, metrics
+from timm_csg.plots import report
+from timm_csg.plots.report.book import Limits, make_book, place_in_words
+from timm_csg.plots.report.findings import find_out
+from timm_csg.plots.report.pictures import Pictures, displayable, fetch_images
+
+
+class Outline(HTMLParser):
+    """Tags, ids, links and attributes of a page; checks that elements close in the order they opened."""
+
+    void = ("meta", "link", "img", "br", "input", "rect")
+    optional = ("td",)
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.links, self.tags, self.faults = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.ids += [value for name, value in attributes if name == "id"]
+        self.links += [value for name, value in attributes if name == "href"]
+        if tag not in self.void and tag not in self.optional:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag in self.optional:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(f"{tag} at {self.getpos()}")
+
+
+@pytest.fixture(scope="module")
+def text(report_file):
+    return report_file.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def outline(text):
+    return Outline(text)
+
+
+def visible(text):
+    """The words of a page, without markup, style and scripts."""
+    text = re.sub(r"<(script|style)\b.*?</\1>", " ", text, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", text)).split())
+
+
+def test_numbers_are_those_of_the_metrics(text, trained, loader):
+    model, standard = trained
+    seen = metrics.collect(model, loader)
+    mutual = metrics.mutual_information(seen.features, seen.targets, 4)
+    gate = model.mechanism.class_filter_matrix()
+    ablation = metrics.ablate(model, loader, metrics.owners(gate), 4)
+    words = visible(text)
+    expected = [
+        f"Right answers {metrics.accuracy(seen.logits, seen.targets):.1%}",
+        f"Right answers from owned filters only {metrics.accuracy(seen.gated_logits, seen.targets):.1%}",
+        f"Classes that a filter works for {float(gate.sum(dim=0).mean()):.2f}",
+        f"(gate density {float(metrics.gate_density(gate)):.3f})",
+        f"Trained owner is the measured one {float(metrics.owner_agreement(gate, mutual)):.1%}",
+        f"A class without its own filters {ablation.own:.1%}",
+        f"the other classes get {ablation.others:.1%} right",
+        f"What one filter knows {float(metrics.mutual_information_score(mutual)):.3f} nats",
+        f"close to {float(metrics.mutual_information_bound(seen.targets, 4).max()):.3f} nats",
+    ]
+    theirs = metrics.collect(standard, loader)
+    their_mutual = metrics.mutual_information(theirs.features, theirs.targets, 4)
+    expected += [
+        f"standard model: {metrics.accuracy(theirs.logits, theirs.targets):.1%}",
+        f"standard model: {float(metrics.mutual_information_score(their_mutual)):.3f} nats",
+    ]
+    assert [phrase for phrase in expected if phrase not in words] == []
+
+
+def test_tables_and_script_hold_the_matrices(text, trained, loader):
+    model, _ = trained
+    gate = model.mechanism.class_filter_matrix()
+    seen = metrics.collect(model, loader)
+    mutual = metrics.mutual_information(seen.features, seen.targets, 4)
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text)[1])
+    for key, matrix in (("gate", gate), ("mutual", mutual)):
+        stored = torch.tensor(data["matrices"][key]["values"]) / data["matrices"][key]["scale"]
+        assert torch.allclose(stored.double(), matrix.double(), atol=1 / data["matrices"][key]["scale"])
+    table = re.search(r"<summary>Gate as a table</summary>.*?<tbody>(.*?)</tbody>", text, re.DOTALL)[1]
+    rows = [[float(value) for value in re.findall(r"<td>([\d.]+)", row)] for row in table.split("</tr>")[:-1]]
+    assert torch.allclose(torch.tensor(rows), gate.T, atol=0.005001)
+
+
+def test_strongest_images_are_those_of_explain(trained, loader):
+    model, _ = trained
+    findings = find_out(model, loader)
+    expected = explain.strongest_images(model, loader, top=9, by="mean")
+    assert torch.equal(findings.strongest, expected.indices)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_removal_from_pooled_responses_is_that_of_metrics(which, trained, loader):
+    model = trained[which]
+    findings = find_out(model, loader)
+    expected = metrics.ablate(model, loader, findings.owners, 4)
+    assert torch.equal(findings.ablation.after, expected.after)
+    assert torch.equal(findings.ablation.before, expected.before)
+
+
+def test_class_names_and_title_cannot_become_markup(text, outline):
+    assert "<script>alert" not in text
+    assert "Colours &amp; &lt;squares&gt;" in text
+    assert "&lt;script&gt;alert(&#x27;blue&#x27;)&lt;/script&gt;" in text
+    assert [attributes.get("type") for tag, attributes in outline.tags if tag == "script"] == [
+        None, "application/json", None
+    ]  # fmt: skip
+    assert not any(name.startswith("on") for _, attributes in outline.tags for name in attributes)
+
+
+def test_policy_names_exactly_what_the_file_holds(text):
+    policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]+)"', text)[1])
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in policy
+    for tag in ("style", "script"):
+        for content in re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL):
+            assert base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() in policy
+    assert " style=" not in re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.DOTALL)
+
+
+def test_nothing_is_fetched_from_elsewhere(text, outline):
+    addresses = [
+        value for _, attributes in outline.tags for name, value in attributes.items() if name in ("src", "href")
+    ]
+    assert all(address.startswith(("#", "data:")) for address in addresses)
+    assert set(re.findall(r"url\((\w+):", text)) <= {"data"}
+    assert "http" not in visible(text)
+
+
+def test_markup_is_well_formed_and_every_link_has_its_place(outline):
+    assert outline.faults == []
+    assert outline.open == []
+    assert len(outline.ids) == len(set(outline.ids))
+    assert {link[1:] for link in outline.links if link.startswith("#")} <= set(outline.ids)
+
+
+def test_every_picture_has_words_and_every_table_heads(outline):
+    pictures = [attributes for _, attributes in outline.tags if attributes.get("role") == "img"]
+    assert len(pictures) > 100
+    assert all(picture["aria-label"] for picture in pictures)
+    assert all(attributes["alt"] for tag, attributes in outline.tags if tag == "img")
+    assert all(attributes.get("scope") in ("row", "col") for tag, attributes in outline.tags if tag == "th")
+    assert sum(tag == "h1" for tag, _ in outline.tags) == sum(
+        attributes.get("class") == "page" for _, attributes in outline.tags
+    )
+
+
+def test_every_class_and_filter_has_a_page(outline):
+    assert {f"class-{label}" for label in range(4)} | {f"filter-{index}" for index in range(24)} <= set(outline.ids)
+
+
+def test_same_input_gives_the_same_bytes(report_file, trained, loader, tmp_path):
+    model, standard = trained
+    again = report(
+        model, loader, tmp_path / "again.html", class_names=CLASS_NAMES, reference=standard, title="Colours & <squares>"
+    )
+    assert again.read_bytes() == report_file.read_bytes()
+
+
+def test_plain_model_gets_owners_by_mutual_information(trained, loader, tmp_path):
+    words = visible(report(trained[1], loader, tmp_path / "plain.html").read_text(encoding="utf-8"))
+    assert "Nothing in its training gave the filters an owner" in words
+    assert "Owners by mutual information" in words
+    assert "Right answers from owned filters only" not in words
+
+
+def test_model_with_label_gate_is_not_credited_with_labels(make_model, loader, tmp_path):
+    model = timm_csg.differentiate(make_model(num_classes=4), gating="label")
+    words = visible(report(model, loader, tmp_path / "label.html").read_text(encoding="utf-8"))
+    assert "Right answers from owned filters only" not in words
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_mambaout"])
+def test_every_layout_gets_a_report(name, make_model, images, tmp_path):
+    loader = batches(images.repeat(4, 1, 1, 1) + 0.1 * torch.randn(12, 3, 64, 64), torch.arange(12) % 5, size=6)
+    model = timm_csg.differentiate(make_model(name), gating="competitive", evidence="gate")
+    text = report(model, loader, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert Outline(text).faults == []
+    assert "responds most at the" in text
+
+
+def test_large_model_is_shown_in_part_and_says_so(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=130).eval()
+    images, targets = torch.rand(140, 3, 32, 32), torch.arange(140) % 130
+    text = report(model, batches(images, targets, 70), tmp_path / "large.html").read_text(encoding="utf-8")
+    assert text.count('class="page" id="class-') == 100
+    assert "30 classes more are in the numbers" in visible(text)
+
+
+def test_filters_shown_are_the_best_of_each_class_in_turn(trained, loader):
+    model, _ = trained
+    findings = find_out(model, loader)
+    book = make_book(model, loader, findings, CLASS_NAMES, "", None, Limits(filters=8, strongest=3, explained=8))
+    assert len(book.filters) == 8
+    best = {findings.filters_of(label)[0] for label in range(4) if findings.filters_of(label)}
+    assert best <= set(book.filters)
+
+
+def test_thumbnails_shrink_until_they_fit():
+    images = {number: torch.rand(3, 160, 160, generator=torch.Generator().manual_seed(number)) for number in range(6)}
+    assert Pictures(images, budget=10**6).side == 160
+    small = Pictures(images, budget=15_000)
+    assert small.side < 160
+    for number in images:
+        small.image(number)
+    assert len(small.style()) < 25_000
+
+
+def test_too_large_a_file_is_made_again_with_less(trained, loader, tmp_path, monkeypatch):
+    whole = report(trained[0], loader, tmp_path / "whole.html").stat().st_size
+    monkeypatch.setattr(sys.modules["timm_csg.plots.report"], "_MOST_BYTES", whole * 4 // 5)
+    part = report(trained[0], loader, tmp_path / "part.html")
+    assert part.stat().st_size <= whole * 4 // 5
+
+
+def test_shuffling_loader_is_refused(trained, tmp_path):
+    class Shuffled:
+        def __init__(self):
+            self.images, self.targets = coloured(64, seed=2)
+
+        def __iter__(self):
+            order = torch.randperm(64)
+            return iter(batches(self.images[order], self.targets[order]))
+
+    path = tmp_path / "report.html"
+    with pytest.raises(ValueError, match="another order every time"):
+        report(trained[0], Shuffled(), path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_and_reference_that_do_not_fit_are_refused(trained, loader, make_model, tmp_path):
+    with pytest.raises(ValueError, match="4 classes, but there are 2 class names"):
+        report(trained[0], loader, tmp_path / "report.html", class_names=["a", "b"])
+    with pytest.raises(ValueError, match="the reference 5"):
+        report(trained[0], loader, tmp_path / "report.html", reference=make_model())
+
+
+def test_failed_report_leaves_the_one_before(trained, loader, tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("before")
+    monkeypatch.setattr(sys.modules["timm_csg.plots.report"], "data", lambda book: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report(trained[0], loader, path)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_model_is_left_as_found(trained, loader, tmp_path):
+    model = trained[0]
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    report(model, loader, tmp_path / "report.html")
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    model.eval()
+
+
+def test_images_are_found_again_through_the_data_set():
+    data = [(torch.full((1, 2, 2), float(index)), index % 2) for index in range(10)]
+    loader = torch.utils.data.DataLoader(data, batch_size=3)
+    targets = torch.arange(10) % 2
+    found = fetch_images(loader, [7, 2, 7], targets)
+    assert {index: float(image.mean()) for index, image in found.items()} == {2: 2.0, 7: 7.0}
+    plain = fetch_images(list(loader), [7, 2], targets)
+    assert all(torch.equal(plain[index], found[index]) for index in (2, 7))
+
+
+def test_normalisation_is_undone(make_model):
+    model = make_model()
+    mean, std = (torch.tensor(model.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
+    pixels = torch.rand(3, 8, 8)
+    assert torch.allclose(displayable((pixels - mean) / std, model), pixels, atol=1e-6)
+    assert torch.allclose(displayable(2 * pixels[:1] - 1, model), pixels[:1], atol=1e-6)
+
+
+@pytest.mark.parametrize(("cell", "words"), [((0, 0), "upper left"), ((2, 2), "centre"), ((4, 2), "lower")])
+def test_places_have_names(cell, words):
+    heat = torch.zeros(5, 5)
+    heat[cell] = 1
+    assert place_in_words(heat) == words
+
+
+def test_open_gate_is_not_called_ownership(make_model, loader, tmp_path):
+    model = timm_csg.differentiate(make_model(num_classes=4), gating="competitive", initial_gate=0.9)
+    words = visible(report(model, loader, tmp_path / "open.html").read_text(encoding="utf-8"))
+    assert "Training has not given the filters owners of their own" in words
+    assert "Training gave every filter an owner" not in words
+
+
+def test_filters_with_a_mask_have_a_category_and_no_gate(make_model, loader, tmp_path):
+    model = timm_csg.differentiate(make_model(num_classes=4), mechanism="icnn").train()
+    with torch.no_grad():
+        for images, targets in loader:
+            model(images, targets, paths=("gated",))
+    page = report(model.eval(), loader, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Training assigned every filter to a class" in visible(page)
+    assert "the trained category" in visible(page)
+    assert "gate density" not in visible(page)
