@@ -2,14 +2,8 @@
 
 import csv
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
-import time
 
 import pytest
 import timm
@@ -118,30 +112,6 @@ def test_resuming_is_exact_with(options, tmp_path, monkeypatch):
         assert run(tmp_path / "halves", *options) == 130
     assert main(["train", "--resume", str(tmp_path / "halves")]) == 0
     assert_same_weights(tmp_path / "whole", tmp_path / "halves")
-
-
-@pytest.mark.slow
-def test_run_killed_at_any_moment_resumes_to_the_same_weights(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    arguments = ["--recipe", "paper", "--epochs", "8", *SMALL]
-    command = [sys.executable, "-m", "timm_csg", "train"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    start = time.monotonic()
-    subprocess.run([*command, "--output", str(whole), *arguments], check=True, env=environment)
-    duration = time.monotonic() - start
-    moments = random.Random(0)
-    for attempt in range(6):
-        more = (
-            ["--resume", str(killed)] if (killed / "settings.json").exists() else ["--output", str(killed), *arguments]
-        )
-        process = subprocess.Popen([*command, *more], env=environment)
-        try:
-            process.wait(timeout=duration * moments.uniform(0.3, 0.9) if attempt < 5 else 600)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    assert process.returncode == 0
-    assert_same_weights(whole, killed)
 
 
 def test_released_recipe_uses_one_optimizer_for_each_path(tmp_path):

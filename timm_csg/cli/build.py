@@ -22,9 +22,11 @@ from timm_csg.training import param_groups
 def with_overrides(recipe: Recipe, settings: TrainSettings) -> Recipe:
     """The recipe with the mechanism options, schedule and gate learning rate of the command line."""
     mechanism = recipe.mechanism
-    if settings.mechanism != "csg" or settings.option:
-        options = mechanism.to_dict() if settings.mechanism == "csg" else {}
-        _, mechanism = resolve_config(settings.mechanism, options | (settings.option or {}))
+    own = resolve_config(mechanism, {})[0].name
+    name = settings.mechanism or own
+    if name != own or settings.option:
+        options = mechanism.to_dict() if name == own else {}
+        _, mechanism = resolve_config(name, options | (settings.option or {}))
     gate_lr = settings.gate_lr
     if gate_lr is None:
         has_momentum_only = settings.opt.lower().startswith(("sgd", "momentum", "nesterov"))

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from PIL import Image
 from timm.data import create_dataset, create_loader
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from timm_csg.cli.distributed import GlobalBatches, Processes
+from timm_csg.cli.images import CheckedImages, check_folders, classes_by_name, labels_as_in_training
 from timm_csg.cli.settings import DIGITS, TrainSettings
 
 _logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Data:
     Attributes:
         train: Shuffled, augmented batches.
         validation: All validation images in order.
+        own_validation: This process's share of them, none twice; all of them in one process.
         num_classes: Number of classes.
         class_names: Their names, or their numbers.
         description: One line for people.
@@ -41,6 +43,7 @@ class Data:
 
     train: Loader
     validation: Loader
+    own_validation: Loader
     num_classes: int
     class_names: list[str]
     description: str
@@ -70,24 +73,26 @@ class Digits(Dataset[tuple[Any, int]]):
         return (image if self.transform is None else self.transform(image)), label
 
 
-def load_data(settings: TrainSettings, data_config: dict[str, Any], device: torch.device) -> Data:
+def load_data(settings: TrainSettings, data_config: dict[str, Any], processes: Processes) -> Data:
     """Make the loaders.
 
     Args:
         settings: Resolved settings.
         data_config: The model's, from ``timm.data.resolve_data_config``.
-        device: Decides whether memory is pinned.
+        processes: Who shares the batches. The device decides whether memory is pinned.
 
     Raises:
-        ValueError: If the data set or a split is not found, or its classes are unknown.
+        ValueError: If the data set or a split is not found, its classes are unknown, fewer than two or without images,
+            or the batches cannot be shared.
     """
     if settings.data == DIGITS:
         train: Any = Digits(is_training=True)
         validation: Any = Digits(is_training=False)
         names = [str(digit) for digit in range(10)]
     else:
-        train, validation = _create(settings, is_training=True), _create(settings, is_training=False)
-        names = _class_names(train, settings)
+        train, validation, names = _open_both(settings, processes)
+    if processes.count > 1:
+        _check_shares(train, settings, processes)
     common = {
         "input_size": data_config["input_size"],
         "batch_size": settings.batch_size,
@@ -95,8 +100,8 @@ def load_data(settings: TrainSettings, data_config: dict[str, Any], device: torc
         "mean": data_config["mean"],
         "std": data_config["std"],
         "num_workers": settings.workers,
-        "pin_memory": device.type == "cuda",
-        "device": device,
+        "pin_memory": processes.device.type == "cuda",
+        "device": processes.device,
         "use_prefetcher": False,
         "persistent_workers": False,  # persistent ones would keep random state over epochs, and a resumed run has none
     }
@@ -111,11 +116,65 @@ def load_data(settings: TrainSettings, data_config: dict[str, Any], device: torc
     crop = 1.0 if settings.data == DIGITS else data_config["crop_pct"]
     train_loader = create_loader(train, is_training=True, **common, **augmentation)
     validation_loader = create_loader(validation, is_training=False, crop_pct=crop, **common)
+    own_validation = validation_loader
+    if processes.count > 1:
+        batches = GlobalBatches(len(train), settings.batch_size, seed=settings.seed, processes=processes)
+        train_loader = _with_sampler(train_loader, batch_sampler=batches)
+        share = range(processes.rank, len(validation), processes.count)
+        own_validation = _with_sampler(validation_loader, sampler=share, batch_size=settings.batch_size)
     description = f"{settings.data}: {len(train):,} training and {len(validation):,} validation images"
-    return Data(train_loader, validation_loader, len(names), names, f"{description}, {len(names)} classes")
+    description = f"{description}, {len(names)} classes"
+    return Data(train_loader, validation_loader, own_validation, len(names), names, description)
 
 
-def _create(settings: TrainSettings, *, is_training: bool) -> Any:
+def _open_both(settings: TrainSettings, processes: Processes) -> tuple[Any, Any, list[str]]:
+    """Both splits, checked, and the names of the classes."""
+    if settings.dataset_download and processes.count > 1 and not processes.is_first:
+        processes.wait_for_first("data set")
+    train, validation = open_split(settings, is_training=True), open_split(settings, is_training=False)
+    if settings.dataset_download and processes.is_first:
+        processes.wait_for_first("data set")
+    names = class_names(train, settings)
+    if len(names) < 2:
+        raise ValueError(
+            f"--data {settings.data} has one class only ({names[0] or 'its images lie in no folder of a class'}); a "
+            "classifier needs two or more: one subfolder for each class in every split."
+        )
+    check_folders(train)
+    new_labels = labels_as_in_training(train, validation)
+    if isinstance(train, IterableDataset) or isinstance(validation, IterableDataset):
+        return train, validation, names
+    mode = "L" if settings.in_chans == 1 else "RGB"
+    checked = CheckedImages(train, len(names), mode=mode)
+    return checked, CheckedImages(validation, len(names), mode=mode, new_labels=new_labels), names
+
+
+def _check_shares(train: Any, settings: TrainSettings, processes: Processes) -> None:
+    if isinstance(train, IterableDataset):
+        raise ValueError(
+            f"--data {settings.data} is a stream, which several processes cannot share exactly; use one process, or a "
+            "data set with a length: folders, .tar files, torch/ or hfds/."
+        )
+    size, count = settings.batch_size, processes.count
+    if size % count:
+        raise ValueError(
+            f"--batch-size {size} is for all processes together and cannot be shared equally by {count}; take a "
+            f"multiple of {count}, such as {count * max(1, round(size / count))}."
+        )
+
+
+def _with_sampler(loader: Any, **sampling: Any) -> Any:
+    """The loader that timm made, with another choice of samples."""
+    kept = ("dataset", "num_workers", "collate_fn", "pin_memory", "worker_init_fn")
+    return DataLoader(**{name: getattr(loader, name) for name in kept}, **sampling)
+
+
+def open_split(settings: TrainSettings, *, is_training: bool) -> Any:
+    """The training or validation split of the settings as timm opens it, without transforms.
+
+    Raises:
+        ValueError: If it is not found.
+    """
     split = settings.train_split if is_training else settings.val_split
     name, root = settings.data, settings.data_dir
     if name.startswith("folder:") or Path(name).is_dir():
@@ -153,15 +212,19 @@ def _folder_of_split(root: Path, split: str) -> Path:
     )
 
 
-def _class_names(dataset: Any, settings: TrainSettings) -> list[str]:
-    reader = getattr(dataset, "reader", dataset)
-    candidates = [getattr(reader, name, None) for name in ("class_to_idx", "class_name_to_idx")]  # folders; tar files
-    by_name: dict[str, int] | None = next(filter(None, candidates), None)
+def class_names(dataset: Any, settings: TrainSettings, *, default: int | None = None) -> list[str]:
+    """Names of the classes, or their numbers; ``default`` is how many there are where nothing says so.
+
+    Raises:
+        ValueError: If their number is not known, or not that of the settings.
+    """
+    by_name = classes_by_name(dataset)
     if by_name:
         names = sorted(by_name, key=by_name.__getitem__)
         if settings.num_classes not in (None, len(names)):
             raise ValueError(f"--num-classes is {settings.num_classes}, but the data has {len(names)} classes.")
-        return [str(name) for name in names]
-    if settings.num_classes is None:
+        return names
+    count = settings.num_classes or default
+    if count is None:
         raise ValueError(f"--data {settings.data} does not say how many classes it has; add --num-classes.")
-    return [str(index) for index in range(settings.num_classes)]
+    return [str(index) for index in range(count)]

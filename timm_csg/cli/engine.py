@@ -21,17 +21,16 @@ from timm_csg import metrics
 from timm_csg.checkpoint import replacing, save_plain, save_pretrained
 from timm_csg.cli.build import find_amp_dtype, make_model, make_optimizers
 from timm_csg.cli.data import Loader
+from timm_csg.cli.distributed import GlobalBatches, Processes
 from timm_csg.cli.settings import STANDARD, TrainSettings
-from timm_csg.cli.state import load_state, save_state
+from timm_csg.cli.state import TrainingError as TrainingError
+from timm_csg.cli.state import load_state, save_state, writing
 from timm_csg.model import is_differentiated
 from timm_csg.recipes import Recipe
+from timm_csg.schedule import Joint
 from timm_csg.training import TrainingMixin
 
 _logger = logging.getLogger(__name__)
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the state of the last whole epoch is on disk."""
 
 
 class Display(Protocol):
@@ -55,6 +54,7 @@ class Training(TrainingMixin):
         steps_per_epoch: Length of the training loader.
         device: Where to train.
         folder: For ``state.safetensors``.
+        processes: Who trains; all of them make the same ``Training``. Only the first reads and writes the folder.
     """
 
     def __init__(
@@ -66,7 +66,9 @@ class Training(TrainingMixin):
         steps_per_epoch: int,
         device: torch.device,
         folder: Path,
+        processes: Processes | None = None,
     ) -> None:
+        self.processes = Processes(device=device) if processes is None else processes
         self.name, self.settings, self.folder, self.device = name, settings, folder, device
         self.history: list[dict[str, Any]] = []
         self.epochs_done = 0
@@ -96,8 +98,9 @@ class Training(TrainingMixin):
         self.amp_dtype = find_amp_dtype(settings, device)
         self.scaler = NativeScaler(device=device.type) if self.amp_dtype == torch.float16 else None
         self.criterion = nn.CrossEntropyLoss(label_smoothing=settings.smoothing)
-        if self._state_file.exists():
-            self._load()
+        self._load()
+        sees_all = recipe is None or (isinstance(self.schedule, Joint) and self.schedule.warmup == 0)
+        self.wrapped = self.processes.wrap(self.model, find_unused_parameters=not sees_all)
 
     @property
     def _state_file(self) -> Path:
@@ -112,19 +115,29 @@ class Training(TrainingMixin):
         """Train the epochs that are left; after each one the state is on disk.
 
         Raises:
-            TrainingError: If the loss is not finite any more.
+            TrainingError: If the loss or a weight is not finite any more, or the state cannot be written.
         """
         while self.epochs_done < self.settings.epochs:
             epoch = self.epochs_done
-            random_seed(self.settings.seed, rank=epoch + 1)
-            self.set_epoch(epoch)
+            self._begin(epoch, train)
             start = time.perf_counter()
             row = {"recipe": self.name, "epoch": epoch, "path": self._path(), **self._train_epoch(train, display)}
+            self._check_weights(epoch)
             row |= self._evaluate(validation) | {"seconds": round(time.perf_counter() - start, 2)}
             self.history.append(row)
             self.epochs_done += 1
-            self._save()
-            display.epoch(row)
+            if self.processes.is_first:
+                with writing(self.folder):
+                    self._save()
+                display.epoch(row)
+
+    def _begin(self, epoch: int, loader: Loader) -> None:
+        """Seeds that depend on the epoch only, so that it can be repeated; augmentation differs between processes."""
+        random_seed(self.settings.seed, rank=epoch + 1 + 1_000_000 * self.processes.rank)
+        batches = getattr(loader, "batch_sampler", None)
+        if isinstance(batches, GlobalBatches):
+            batches.set_epoch(epoch)
+        self.set_epoch(epoch)
 
     def _path(self) -> str:
         return self.path if is_differentiated(self.model) else STANDARD
@@ -150,7 +163,8 @@ class Training(TrainingMixin):
             for scheduler in self.schedulers:
                 scheduler.step_update(updates + index + 1)
             display.batch(path)
-        means = {name: float(total) / counts[name] for name, total in sums.items()}
+        totals = self.processes.sum([float(total) for total in sums.values()])
+        means = {name: total / counts[name] / self.processes.count for name, total in zip(sums, totals, strict=True)}
         if not means:
             raise TrainingError("the training set has fewer images than one batch; lower --batch-size.")
         bad = [name for name, value in means.items() if not abs(value) < float("inf")]
@@ -159,12 +173,24 @@ class Training(TrainingMixin):
                 f"{self.name}: the {' and '.join(bad)} loss is not finite in epoch {self.epochs_done}. Lower --lr or "
                 "--gate-lr, or train without --amp; the last whole epoch is on disk."
             )
+        self.processes.share_buffers(self.model)
+        if self.ema is not None:
+            self.processes.share_buffers(self.ema.module)
         return {"lr": self.optimizers[0].param_groups[0]["lr"], **means}
+
+    def _check_weights(self, epoch: int) -> None:
+        """The loss tells of every step but the last, and a state that is not finite must not replace one that is."""
+        bad = [name for name, weight in self.model.named_parameters() if not bool(weight.isfinite().all())]
+        if bad:
+            raise TrainingError(
+                f"{self.name}: {bad[0]} is not finite after epoch {epoch}. Lower --lr or --gate-lr, or train without "
+                "--amp; the last whole epoch is on disk."
+            )
 
     def _losses(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         if is_differentiated(self.model):
-            return self.losses(self.model, images, targets, self.criterion)
-        loss = self.criterion(self.model(images), targets)
+            return self.losses(self.wrapped, images, targets, self.criterion)
+        loss = self.criterion(self.wrapped(images), targets)
         return {"loss": loss, "standard": loss}
 
     def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -181,10 +207,16 @@ class Training(TrainingMixin):
             self.ema.update(self.model)
 
     def _evaluate(self, loader: Loader) -> dict[str, float]:
-        seen = metrics.collect(self.eval_model, loader, amp_dtype=self.amp_dtype)
-        row = {"accuracy": metrics.accuracy(seen.logits, seen.targets)}
-        if is_differentiated(self.eval_model) and seen.gated_logits is not None:
-            row["gated_accuracy"] = metrics.accuracy(seen.gated_logits, seen.targets)
+        hits = [0.0, 0.0, 0.0]  # images, right on the standard path, right on the gated path
+        if len(loader) > 0:  # with few images and many processes some have none
+            seen = metrics.collect(self.eval_model, loader, amp_dtype=self.amp_dtype)
+            logits = [seen.logits, seen.logits if seen.gated_logits is None else seen.gated_logits]
+            right = [float((path.argmax(dim=1) == seen.targets).sum()) for path in logits]
+            hits = [float(len(seen.targets)), *right]
+        images, standard, gated = self.processes.sum(hits)
+        row = {"accuracy": standard / images}
+        if is_differentiated(self.eval_model):
+            row["gated_accuracy"] = gated / images
             matrix = self.eval_model.mechanism.class_filter_matrix()
             row |= {} if matrix is None else {"density": float(metrics.gate_density(matrix))}
         return row
@@ -224,7 +256,11 @@ class Training(TrainingMixin):
         save_state(state, self._state_file)
 
     def _load(self) -> None:
-        state = load_state(self._state_file)
+        """Go on from the state on disk, if there is one; the other processes have it from the first."""
+        found = load_state(self._state_file) if self.processes.is_first and self._state_file.exists() else None
+        state = self.processes.from_first(found)
+        if state is None:
+            return
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])

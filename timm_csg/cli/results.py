@@ -60,7 +60,13 @@ def measure(training: Training, data: Data, figures: Path) -> dict[str, Any]:
         "seconds": round(sum(row["seconds"] for row in training.history), 1),
     }
     title = f"{training.name} ({result['model']}, {result['data']})"
-    _save_figure(figures / f"mutual_information_{training.name}.png", mutual, data, "mutual information (nats)", title)
+    save_matrix_figure(
+        figures / f"mutual_information_{training.name}.png",
+        mutual,
+        data.class_names,
+        "mutual information (nats)",
+        title,
+    )
     if is_differentiated(model) and gate is not None and seen.gated_logits is not None:
         result |= {
             "gated_accuracy": metrics.accuracy(seen.gated_logits, seen.targets),
@@ -68,15 +74,16 @@ def measure(training: Training, data: Data, figures: Path) -> dict[str, Any]:
             "gate_density": float(metrics.gate_density(gate)),
             "owner_agreement": float(metrics.owner_agreement(matrix, mutual)),
         }
-        _save_figure(figures / f"gate_{training.name}.png", matrix, data, "gate", title)
+        save_matrix_figure(figures / f"gate_{training.name}.png", matrix, data.class_names, "gate", title)
     return result
 
 
-def _save_figure(path: Path, matrix: torch.Tensor, data: Data, label: str, title: str) -> None:
+def save_matrix_figure(path: Path, matrix: torch.Tensor, class_names: list[str], label: str, title: str) -> None:
+    """Write the picture of a class-filter matrix, whole or not at all; without matplotlib say so in the log."""
     from timm_csg.plots import class_filter_figure
 
     try:
-        figure = class_filter_figure(matrix, data.class_names, title=title, label=label)
+        figure = class_filter_figure(matrix, class_names, title=title, label=label)
     except ImportError as error:
         _logger.warning("no figures: %s", error)
         return
@@ -94,6 +101,15 @@ def write_log(rows: list[dict[str, Any]], path: Path) -> None:
         writer = csv.DictWriter(handle, fieldnames=list(names))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def free_folder(*parts: str, folder: Path = Path("runs")) -> Path:
+    """A folder that does not exist yet: the parts, such as data and model, and a number."""
+    stem = "-".join(part.replace("/", "_").replace(":", "_") for part in parts)
+    number = 1
+    while (folder / f"{stem}-{number}").exists():
+        number += 1
+    return folder / f"{stem}-{number}"
 
 
 def write_json(values: dict[str, Any], path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -40,7 +41,11 @@ class TrainSettings:
     in_chans: int = _option(None, "image channels")
     img_size: int | None = _option(None, "image size; default: the model's")
     recipe: list[str] = _option(None, f"one or more of {STANDARD}, {', '.join(RECIPES)}; each is one training")
-    mechanism: str = _option("csg", "mechanism of recipes given by --option", choices=list_mechanisms())
+    mechanism: str | None = _option(
+        None,
+        "mechanism, with the options given by --option; default: the recipe's (icnn alone means --recipe icnn)",
+        choices=list_mechanisms(),
+    )
     option: dict[str, Any] | None = _option(None, "key=value ... options of the mechanism, over the recipe's")
     paths: str | None = _option(None, "schedule over the recipe's", choices=["alternating", "joint"])
     period: int = _option(3, "alternating: length of a cycle")
@@ -51,7 +56,7 @@ class TrainSettings:
         None, "learning rate of the gate; default: the recipe's, a tenth unless --opt is sgd"
     )
     epochs: int = _option(None, "epochs of every training")
-    batch_size: int = _option(None, "images in a batch")
+    batch_size: int = _option(None, "images in a batch, of all processes together")
     opt: str = _option(None, "optimizer, any of timm's")
     lr: float = _option(None, "learning rate of the weights")
     momentum: float = _option(0.9, "momentum of optimizers that have one")
@@ -103,7 +108,9 @@ class TrainSettings:
 
     def resolved(self) -> TrainSettings:
         """The same with every open option filled in."""
-        defaults = DIGITS_DEFAULTS if self.data == DIGITS else DEFAULTS
+        defaults = dict(DIGITS_DEFAULTS if self.data == DIGITS else DEFAULTS)
+        if self.mechanism == "icnn":
+            defaults["recipe"] = [STANDARD, "icnn"] if self.data == DIGITS else ["icnn"]
         return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
 
     def to_json(self) -> str:
@@ -160,9 +167,11 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a parser one option for each field of ``TrainSettings``."""
+def add_arguments(parser: argparse.ArgumentParser, *, only: Collection[str] | None = None) -> None:
+    """Give a parser one option for each field of ``TrainSettings``, or for those in ``only``."""
     for item in fields(TrainSettings):
+        if only is not None and item.name not in only:
+            continue
         flag = "--" + item.name.replace("_", "-")
         kind = str(item.type).removesuffix(" | None")
         extra: dict[str, Any] = {"help": item.metadata["help"], "default": argparse.SUPPRESS}

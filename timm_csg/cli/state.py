@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,26 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from timm_csg.checkpoint import CheckpointError, replacing
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the state of the last whole epoch is on disk."""
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong while writing into one sentence that names the place and says what is left there.
+
+    Raises:
+        TrainingError: If the disk is full or cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors tells of a full disk in its own words
+        raise TrainingError(
+            f"cannot write to {folder}: {error}. What was there before is whole; make room or give access, then go on "
+            "with --resume."
+        ) from error
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:

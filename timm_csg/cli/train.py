@@ -7,31 +7,36 @@
       model/                   the last recipe's model, for timm_csg.from_pretrained and for plain timm
       metrics.json  log.csv    all recipes
       figures/*.png            gates and mutual information
+      report.html              what the last gated recipe's filters look at, beside the standard model
       <recipe>/                state.safetensors for --resume, and the recipe's own model/
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from timm_csg.checkpoint import replacing
 from timm_csg.cli.build import data_config, with_overrides
 from timm_csg.cli.data import load_data
 from timm_csg.cli.display import LiveDisplay
+from timm_csg.cli.distributed import Processes, joined, told_by_first
 from timm_csg.cli.engine import Training
-from timm_csg.cli.results import measure, write_json, write_log
+from timm_csg.cli.report import report_of_run
+from timm_csg.cli.results import free_folder, measure, write_json, write_log
 from timm_csg.cli.settings import STANDARD, TrainSettings
+from timm_csg.cli.state import writing
 from timm_csg.model import is_differentiated
 from timm_csg.recipes import RECIPES
 
 _logger = logging.getLogger(__name__)
 _SETTINGS = "settings.json"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as ``replacing`` names them
 
 
 def train(
@@ -51,38 +56,55 @@ def train(
         The metrics by recipe, as in ``metrics.json``.
 
     Raises:
-        ValueError: If an option or the data is wrong.
-        TrainingError: If a loss is not finite.
+        ValueError: If an option, the data or the run folder is wrong.
+        TrainingError: If a loss is not finite, or the disk is full.
     """
     settings = settings.resolved()
+    with joined(settings.device) as processes:
+        return _train(settings, output, processes, Console() if console is None else console, quiet=quiet)
+
+
+def _train(
+    settings: TrainSettings, output: Path, processes: Processes, console: Console, *, quiet: bool
+) -> dict[str, Any]:
     recipes = {name: None if name == STANDARD else with_overrides(RECIPES[name], settings) for name in settings.recipe}
-    _check_folder(settings, output)
-    device = _device(settings.device)
-    data = load_data(settings, data_config(settings), device)
-    output.mkdir(parents=True, exist_ok=True)
-    with replacing(output / _SETTINGS) as temporary:
-        temporary.write_text(settings.to_json(), encoding="utf-8")
-    steps_per_epoch = len(data.train)
+    if processes.is_first:
+        _check_folder(settings, output)
+    data = load_data(settings, data_config(settings), processes)
+    if processes.is_first:
+        _prepare_folder(settings, output)
+    device, steps_per_epoch = processes.device, len(data.train)
     results: dict[str, Any] = {}
     log: list[dict[str, Any]] = []
-    console = Console() if console is None else console
     if not quiet:
-        console.print(f"{data.description}; {settings.model}, {settings.epochs} epochs each", highlight=False)
+        shared = f", {processes.count} processes" if processes.count > 1 else ""
+        console.print(f"{data.description}; {settings.model}, {settings.epochs} epochs each{shared}", highlight=False)
     with LiveDisplay(console, list(recipes), len(recipes) * settings.epochs * steps_per_epoch, quiet=quiet) as display:
         for name, recipe in recipes.items():
-            training = Training(name, recipe, settings, data.num_classes, steps_per_epoch, device, output / name)
+            training = Training(
+                name, recipe, settings, data.num_classes, steps_per_epoch, device, output / name, processes
+            )
             display.start(name, settings.epochs, training.history, steps_per_epoch)
             try:
-                training.run(data.train, data.validation, _Logged(display, log, training, output))
+                training.run(data.train, data.own_validation, _Logged(display, log, training, output))
             except KeyboardInterrupt:
-                _save_models(training, output, None)
+                if processes.count == 1:  # of several, some may be in the middle of a step that the others wait for
+                    _save_models(training, output, None)
                 raise
             log += training.history
-            write_log(log, output / "log.csv")
-            display.note(f"measuring {name}")
-            results[name] = measure(training, data, output / "figures")
-            _save_models(training, output, results[name])
-            write_json(results, output / "metrics.json")
+            if processes.is_first:
+                display.note(f"measuring {name}")
+                with writing(output):
+                    write_log(log, output / "log.csv")
+                    results[name] = measure(training, data, output / "figures")
+                    _save_models(training, output, results[name])
+                    write_json(results, output / "metrics.json")
+            processes.wait_for_first(f"measured {name}")
+        if processes.is_first:
+            display.note("writing the report")
+            with writing(output):
+                report_of_run(output, settings, data, device)
+        processes.wait_for_first("wrote the report")
     return results
 
 
@@ -96,7 +118,8 @@ class _Logged:
         self.display.batch(path)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        write_log([*self.finished, *self.training.history], self.output / "log.csv")
+        with writing(self.output):
+            write_log([*self.finished, *self.training.history], self.output / "log.csv")
         self.display.epoch(row)
 
 
@@ -115,9 +138,13 @@ def read_settings(output: Path) -> TrainSettings:
         ValueError: If there is none, or it is damaged.
     """
     path = output / _SETTINGS
-    if not path.is_file():
-        raise ValueError(f"nothing to resume: {path} does not exist; --resume takes the folder of an earlier run.")
-    return TrainSettings.from_json(path.read_text(encoding="utf-8"))
+
+    def read() -> str:
+        if not path.is_file():
+            raise ValueError(f"nothing to resume: {path} does not exist; --resume takes the folder of an earlier run.")
+        return path.read_text(encoding="utf-8")
+
+    return TrainSettings.from_json(told_by_first("settings", read))
 
 
 def _check_folder(settings: TrainSettings, output: Path) -> None:
@@ -129,22 +156,20 @@ def _check_folder(settings: TrainSettings, output: Path) -> None:
         raise ValueError(f"{output} holds a run with other settings; choose another --output, or --resume {output}.")
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _prepare_folder(settings: TrainSettings, output: Path) -> None:
+    """Make the run folder, or clear away what a killed process was writing."""
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used here: {error}") from error
-    return device
+        output.mkdir(parents=True, exist_ok=True)
+        for path in output.rglob(".*.tmp"):
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink()
+        with replacing(output / _SETTINGS) as temporary:
+            temporary.write_text(settings.to_json(), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot write to the run folder {output}: {error}; choose another --output.") from error
 
 
-def default_output(settings: TrainSettings, folder: Path = Path("runs")) -> Path:
+def default_output(settings: TrainSettings) -> Path:
     """A folder name that is free: data, model and a number."""
     resolved = settings.resolved()
-    stem = "-".join(str(part).replace("/", "_").replace(":", "_") for part in (resolved.data, resolved.model))
-    number = 1
-    while (folder / f"{stem}-{number}").exists():
-        number += 1
-    return folder / f"{stem}-{number}"
+    return free_folder(str(resolved.data), str(resolved.model))

@@ -1,0 +1,205 @@
+"""Several processes train what one process trains: same batches, same gates, every sample counted once."""
+
+import csv
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from timm_csg.cli.build import data_config
+from timm_csg.cli.data import load_data
+from timm_csg.cli.distributed import GlobalBatches, Processes, epoch_order
+from timm_csg.cli.settings import TrainSettings
+
+COUNTS = (1, 2, 4)
+
+
+def load(rank, count, **options):
+    settings = TrainSettings(img_size=16, device="cpu", **options).resolved()
+    return load_data(settings, data_config(settings), Processes(rank, count))
+
+
+def test_order_is_that_of_a_shuffling_loader_in_one_process():
+    torch.manual_seed(7)
+    assert torch.cat(list(DataLoader(torch.arange(101), batch_size=10, shuffle=True))).tolist() == epoch_order(101, 7)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_shares_of_a_batch_are_the_batch_of_one_process(count):
+    def batches(rank, count):
+        sampler = GlobalBatches(50, 8, seed=3, processes=Processes(rank, count))
+        sampler.set_epoch(5)
+        assert len(sampler) == 6
+        return list(sampler)
+
+    shares = zip(*(batches(rank, count) for rank in range(count)), strict=True)
+    assert [list(itertools.chain(*parts)) for parts in shares] == batches(0, 1)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_validation_images_are_shared_without_repeats(count):
+    labels = [load(rank, count).own_validation for rank in range(count)]
+    seen = sorted(index for loader in labels for index in loader.sampler)
+    assert seen == list(range(596))
+
+
+def test_first_process_still_has_all_validation_images():
+    assert len(load(0, 4).validation.dataset) == len(load(0, 4).validation.sampler) == 596
+
+
+def test_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(ValueError, match=r"--batch-size 32 .* by 3; take a multiple of 3, such as 33"):
+        load(0, 3, batch_size=32)
+
+
+def test_one_process_needs_no_group():
+    alone, model = Processes(), torch.nn.Linear(1, 1)
+    alone.share_buffers(model)
+    alone.wait_for_first("nothing")
+    assert alone.sum([1.0, 2.5]) == [1.0, 2.5]
+    assert alone.from_first("value") == "value"
+    assert alone.wrap(model, find_unused_parameters=True) is model
+
+
+def torchrun(count, *command):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    return subprocess.Popen(
+        [*start, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The same training by one, two and four processes: what every process recorded, and the log.
+
+    A model without BatchNorm, whose statistics are those of each process's own share; no augmentation and no dropout,
+    which are drawn in each process anew.
+    """
+    found = {}
+    for count in COUNTS:
+        folder = tmp_path_factory.mktemp(f"processes{count}")
+        options = "--recipe paper competitive --model test_convnext --img-size 32 --batch-size 240 --epochs 2 --lr 0.02"
+        schedule = "--paths alternating --path-unit step --option filter_dropout=0 --no-aug --device cpu"
+        recorder = str(Path(__file__).with_name("recorded_train.py"))
+        command = [recorder, str(folder), "train", "--output", str(folder / "run"), *options.split(), *schedule.split()]
+        out, err = torchrun(count, *command).communicate(timeout=600)
+        assert out.count("On the validation images") == 1, err
+        with (folder / "run" / "log.csv").open() as handle:
+            log = list(csv.DictReader(handle))
+        found[count] = [torch.load(folder / f"rank{rank}.pt") for rank in range(count)], log
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", COUNTS[1:])
+def test_all_weights_are_bit_equal_in_all_processes_after_every_step(count, runs):
+    first, *others = (recorded["steps"] for recorded in runs[count][0])
+    assert len(first) == 20
+    for other in others:
+        for one, same in zip(first, other, strict=True):
+            assert all(torch.equal(weight, same[name]) for name, weight in one.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", COUNTS[1:])
+def test_weights_and_gates_are_those_of_one_process_after_every_step(count, runs):
+    alone, together = runs[1][0][0]["steps"], runs[count][0][0]["steps"]
+    for one, other in zip(alone, together, strict=True):
+        for name, weight in one.items():
+            torch.testing.assert_close(other[name], weight, rtol=0, atol=2e-6, msg=lambda text, name=name: name + text)
+    for part in ("weight or gate", "gate"):
+        names = [name for name in alone[0] if part != "gate" or name == "mechanism.gate"]
+        pairs = zip(alone, together, strict=True)
+        largest = max(float((one[name] - other[name]).abs().max()) for one, other in pairs for name in names)
+        sys.stdout.write(f"{count} processes: largest difference of a {part} {largest:.1e}\n")
+    moved = [step["mechanism.gate"] for step in alone]
+    assert not torch.equal(moved[0], moved[9])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", COUNTS[1:])
+def test_losses_and_accuracies_are_those_of_one_process(count, runs):
+    for one, other in zip(runs[1][1], runs[count][1], strict=True):
+        for name in ("loss", "accuracy", "gated_accuracy", "density"):
+            assert float(other[name]) == pytest.approx(float(one[name]), abs=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", COUNTS)
+def test_every_sample_is_seen_once_an_epoch(count, runs):
+    seen = {}
+    for recorded in runs[count][0]:
+        epoch = None
+        for event in recorded["samples"]:
+            if isinstance(event[0], str):
+                epoch = event
+            else:
+                seen.setdefault((epoch, event[0]), []).append(event[1])
+    for (epoch, size), indices in seen.items():
+        if size == 1201:
+            assert len(indices) == len(set(indices)) == 1200  # the last, incomplete batch is left out
+        elif epoch[1] == 0:  # the last epoch is followed by the final measurement, in the first process
+            assert sorted(indices) == list(range(596))
+
+
+SMALL = ["--recipe", "paper", "--img-size", "16", "--batch-size", "128", "--warmup-epochs", "0", "--device", "cpu"]
+
+
+@pytest.mark.slow
+def test_wrong_option_is_told_once_and_ends_all(tmp_path):
+    process = torchrun(2, "-m", "timm_csg", "train", "--output", str(tmp_path / "out"), *SMALL, "--batch-size", "33")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert err.count("--batch-size 33 is for all processes") == 1
+
+
+@pytest.mark.slow
+def test_image_that_one_process_cannot_read_ends_all_with_its_name(tmp_path):
+    from PIL import Image
+
+    for split, name, index in itertools.product(("train", "val"), "ab", range(8)):
+        path = tmp_path / "data" / split / name / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (100 * "ab".index(name), 0, index)).save(path)
+    damaged = tmp_path / "data" / "val" / "b" / "7.png"  # the last validation image: the share of process 1
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    options = ["--data", str(tmp_path / "data"), "--model", "test_resnet", "--img-size", "32", "--batch-size", "8"]
+    process = torchrun(2, "-m", "timm_csg", "train", "--output", str(tmp_path / "out"), *options, "--device", "cpu")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert err.count(f"{damaged} cannot be read as an image") == 1
+    assert "Connection closed" not in err
+
+
+@pytest.mark.slow
+def test_run_goes_on_after_one_process_was_killed(tmp_path):
+    def weights(name):
+        return (tmp_path / name / "model" / "model.safetensors").read_bytes()
+
+    train = ["-m", "timm_csg", "train", "--output"]
+    whole = torchrun(2, *train, str(tmp_path / "whole"), "--epochs", "6", *SMALL)
+    assert whole.wait(timeout=300) == 0
+    process = torchrun(2, *train, str(tmp_path / "killed"), "--epochs", "6", *SMALL)
+    state = tmp_path / "killed" / "paper" / "state.safetensors"
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.05)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not workers.exists():
+        process.wait(timeout=300)
+        pytest.skip("no /proc to find the processes in")
+    os.kill(int(random.Random(0).choice(workers.read_text().split())), signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "Traceback" not in err.split("torch/distributed/elastic")[0]
+    again = torchrun(2, *train, str(tmp_path / "killed"), "--epochs", "6", *SMALL)
+    assert again.wait(timeout=300) == 0
+    assert weights("killed") == weights("whole")

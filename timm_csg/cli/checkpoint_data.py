@@ -1,0 +1,234 @@
+"""A trained model and the images to look at it with, for the commands that measure, report and explain."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.data import create_loader, resolve_data_config
+from timm.models import get_pretrained_cfg, is_model
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from timm_csg.cli.data import Digits, Loader, class_names, open_split
+from timm_csg.cli.distributed import find_device
+from timm_csg.cli.images import CheckedImages
+from timm_csg.cli.settings import DIGITS, TrainSettings, add_arguments
+from timm_csg.hub import from_pretrained
+from timm_csg.hub_errors import explained
+from timm_csg.manifest import CONFIG, CheckpointError, NoMechanismError
+
+DATA_OPTIONS = (
+    "data", "data_dir", "val_split", "dataset_download", "num_classes", "img_size", "batch_size", "device", "workers",
+)  # fmt: skip
+RUN_SETTINGS = "settings.json"
+
+
+class CheckpointAndData(NamedTuple):
+    """What ``load_checkpoint_and_data`` returns.
+
+    Attributes:
+        model: In eval mode, on the device of the settings.
+        loader: All validation images in order, as the model wants them.
+        class_names: One name for each class of the model.
+    """
+
+    model: nn.Module
+    loader: Loader
+    class_names: list[str]
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that say where the images are, those of ``timm-csg train``, and ``--plugin``."""
+    add_arguments(parser, only=DATA_OPTIONS)
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="Python file or module to import first, for example one that registers a model; may be repeated",
+    )
+
+
+def check_data_options(options: Collection[str]) -> None:
+    """Refuse options that say nothing of the data.
+
+    Raises:
+        ValueError: If there are any; the message lists the valid ones.
+    """
+    wrong = sorted(set(options) - set(DATA_OPTIONS))
+    if wrong:
+        raise ValueError(f"unknown option {', '.join(wrong)}; options of the data are {', '.join(DATA_OPTIONS)}.")
+
+
+def settings_of(namespace: argparse.Namespace, checkpoint: str) -> TrainSettings:
+    """The data options of a command line; those left out are what a ``timm-csg train`` run was made with, if it was.
+
+    Raises:
+        ValueError: If an option is wrong, or the settings of the run are damaged.
+    """
+    given = {name: getattr(namespace, name) for name in DATA_OPTIONS if hasattr(namespace, name)}
+    trained = run_settings(checkpoint)
+    if trained is None:
+        return TrainSettings(**given).resolved()
+    names = [*DATA_OPTIONS, "in_chans", "train_split"] if given.get("data", trained.data) == trained.data else []
+    return TrainSettings(**{name: getattr(trained, name) for name in names} | given).resolved()
+
+
+def run_settings(checkpoint: str) -> TrainSettings | None:
+    """The settings of the ``timm-csg train`` run that a checkpoint lies in; None if it lies in none."""
+    folder = Path(checkpoint.removeprefix("local-dir:"))
+    if folder.is_dir():
+        for candidate in (folder, *folder.resolve().parents[:2]):
+            if (candidate / RUN_SETTINGS).is_file():
+                return TrainSettings.from_json((candidate / RUN_SETTINGS).read_text(encoding="utf-8"))
+    return None
+
+
+def import_plugins(plugins: Sequence[str]) -> None:
+    """Import Python files (``nets/mine.py``) or modules (``package.nets``), for what they register.
+
+    Raises:
+        ValueError: If there is no such file or module.
+    """
+    for plugin in plugins:
+        path = Path(plugin)
+        if path.suffix != ".py":
+            try:
+                importlib.import_module(plugin)
+            except ModuleNotFoundError as error:
+                raise ValueError(f"--plugin {plugin} names no module that can be imported: {error}.") from error
+            continue
+        if not path.is_file():
+            raise ValueError(f"--plugin {plugin}: there is no such file.")
+        if path.stem in sys.modules:
+            continue
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise ValueError(f"--plugin {plugin} is no Python file.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module  # dataclasses and pickling look their module up
+        spec.loader.exec_module(module)
+
+
+def load_model(checkpoint: str, device: torch.device | None = None) -> nn.Module:
+    """A model with or without a mechanism, in eval mode.
+
+    Args:
+        checkpoint: A folder made by ``save_pretrained`` or ``timm-csg train`` (also the whole run), a plain timm
+            folder, either with or without ``local-dir:``; a repository ``user/name`` or ``hf-hub:user/name``; or a name
+            that timm knows, with its pretrained weights.
+        device: Where to; None: the CPU.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint, or it is damaged.
+        HubError: If the Hub cannot be reached or has no such repository.
+        ValueError: If timm has no pretrained weights of that name.
+    """
+    folder = checkpoint_folder(checkpoint)
+    is_name = folder is None and "/" not in checkpoint and is_model(checkpoint.partition(".")[0])
+    if is_name:
+        model = _timm_model(checkpoint)
+    else:
+        try:
+            model = from_pretrained(checkpoint if folder is None else folder)
+        except CheckpointError as error:
+            if not isinstance(error, NoMechanismError) and not isinstance(error.__cause__, NoMechanismError):
+                raise
+            prefix = "" if checkpoint.startswith(("hf-hub:", "hf_hub:")) else "hf-hub:"
+            model = _timm_model(f"{prefix}{checkpoint}" if folder is None else f"local-dir:{folder}")
+    return model.eval().to(device if device is not None else torch.device("cpu"))
+
+
+def _timm_model(name: str) -> nn.Module:
+    """A plain model with its weights."""
+    try:
+        cfg = None if ":" in name else get_pretrained_cfg(name)
+        if ":" not in name and (cfg is None or not cfg.has_weights):
+            raise ValueError(f"timm has no pretrained weights of {name}; name a folder or another model.")
+        with explained(f"load {name}"):
+            model: nn.Module = timm.create_model(name, pretrained=True)
+    except RuntimeError as error:
+        raise ValueError(f"timm cannot load {name}: {error}") from error
+    return model
+
+
+def checkpoint_folder(checkpoint: str) -> Path | None:
+    """The checkpoint's folder; of a run the folder ``model`` in it. None if it is no folder."""
+    folder = Path(checkpoint.removeprefix("local-dir:"))
+    if not folder.is_dir():
+        return None
+    inner = folder / "model"
+    return inner if not (folder / CONFIG).is_file() and (inner / CONFIG).is_file() else folder
+
+
+def input_config(model: Any, settings: TrainSettings) -> dict[str, Any]:
+    """Input size, normalisation and interpolation that the model wants; ``--img-size`` goes first."""
+    in_chans = timm.models.get_model_input_config(model)["input_size"][0]
+    args: dict[str, Any] = {"in_chans": in_chans, "img_size": settings.img_size}
+    if in_chans == 1:
+        args |= {"mean": (0.5,), "std": (0.5,)}
+    config: dict[str, Any] = resolve_data_config(args, pretrained_cfg=model.pretrained_cfg)
+    return config
+
+
+def load_checkpoint_and_data(checkpoint: str, settings: TrainSettings) -> CheckpointAndData:
+    """A model and the validation images of the settings, from one pass of ``timm.data`` without augmentation.
+
+    Args:
+        checkpoint: See ``load_model``.
+        settings: Resolved; of them the fields in ``DATA_OPTIONS`` count.
+
+    Returns:
+        The model, the loader, and the class names.
+
+    Raises:
+        CheckpointError, HubError, ValueError: See ``load_model``; also if the data is not found or has other classes.
+    """
+    device = find_device(settings.device)
+    model = load_model(checkpoint, device)
+    loader, names = validation_data(model, settings, device)
+    num_classes = int(model.num_classes)  # type: ignore[arg-type]
+    if len(names) != num_classes:
+        raise ValueError(
+            f"{checkpoint} has {num_classes} classes, but --data {settings.data} has {len(names)}; give the data that "
+            "the model was trained on, or one folder for each of its classes."
+        )
+    return CheckpointAndData(model, loader, names)
+
+
+def validation_data(model: nn.Module, settings: TrainSettings, device: torch.device) -> tuple[Loader, list[str]]:
+    """The validation images as the model wants them, and the class names."""
+    config = input_config(model, settings)
+    if settings.data == DIGITS:
+        dataset: Any = Digits(is_training=False)
+        names = [str(digit) for digit in range(10)]
+    else:
+        dataset = open_split(settings, is_training=False)
+        names = class_names(dataset, settings, default=int(model.num_classes))  # type: ignore[arg-type]
+        if not isinstance(dataset, IterableDataset):
+            dataset = CheckedImages(dataset, len(names), mode="L" if config["input_size"][0] == 1 else "RGB")
+    loader: Loader = create_loader(
+        dataset,
+        is_training=False,
+        input_size=config["input_size"],
+        batch_size=settings.batch_size,
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+        crop_pct=1.0 if settings.data == DIGITS else config["crop_pct"],
+        crop_mode=config["crop_mode"],
+        num_workers=settings.workers,
+        pin_memory=device.type == "cuda",
+        device=device,
+        use_prefetcher=False,
+        persistent_workers=False,
+    )
+    return loader, names

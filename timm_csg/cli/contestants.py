@@ -1,0 +1,85 @@
+"""Which models ``timm-csg evaluate`` compares, under which names, and on which data."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from timm_csg.cli.checkpoint_data import RUN_SETTINGS, run_settings, settings_of
+from timm_csg.cli.settings import TrainSettings
+from timm_csg.manifest import CONFIG
+
+
+def expand(checkpoints: Sequence[str]) -> dict[str, str]:
+    """Short names for checkpoints; the folder of a ``timm-csg train`` run stands for all models in it.
+
+    Args:
+        checkpoints: As given.
+
+    Returns:
+        The checkpoint for each name, in order.
+
+    Raises:
+        ValueError: If none are given, or one is given twice.
+    """
+    parts: list[tuple[str, ...]] = []
+    found: list[str] = []
+    for checkpoint in checkpoints:
+        folder = Path(checkpoint.removeprefix("local-dir:"))
+        inner = sorted(folder.glob(f"*/model/{CONFIG}")) if (folder / RUN_SETTINGS).is_file() else []
+        if inner:
+            recipes = TrainSettings.from_json((folder / RUN_SETTINGS).read_text(encoding="utf-8")).recipe or []
+            inner.sort(key=lambda path: recipes.index(name) if (name := path.parts[-3]) in recipes else len(recipes))
+        for path in [str(config.parent) for config in inner] or [checkpoint]:
+            found.append(path)
+            is_folder = Path(path.removeprefix("local-dir:")).is_dir()
+            whole = Path(path.removeprefix("local-dir:")).absolute().parts if is_folder else tuple(path.split("/"))
+            parts.append(whole[:-1] if is_folder and whole[-1] == "model" else whole)
+    if not found:
+        raise ValueError("there is nothing to evaluate; name one or more checkpoints.")
+    if len(set(found)) < len(found):
+        raise ValueError(f"a checkpoint is named twice: {next(name for name in found if found.count(name) > 1)}.")
+    length = 1
+    while len({part[-length:] for part in parts}) < len(parts) and length < max(map(len, parts)):
+        length += 1
+    return {"/".join(part[-length:]): checkpoint for part, checkpoint in zip(parts, found, strict=True)}
+
+
+def settings_for(named: dict[str, str], data_options: dict[str, Any]) -> dict[str, TrainSettings]:
+    """The settings of each checkpoint: its run's, with the options over them; all must name the same data.
+
+    Raises:
+        ValueError: If the checkpoints come from runs on different data and no option says which to take.
+    """
+    trained = {label: run_settings(checkpoint) for label, checkpoint in named.items()}
+    where = {(run.data, run.data_dir, run.val_split) for run in trained.values() if run is not None}
+    if "data" not in data_options:
+        if len(where) > 1:
+            listed = ", ".join(sorted(data for data, _, _ in where))
+            raise ValueError(f"the checkpoints were trained on different data ({listed}); choose with --data.")
+        if not where:
+            raise ValueError("the checkpoints do not say what they were trained on; name the images with --data.")
+        known = dict(zip(("data", "data_dir", "val_split"), next(iter(where)), strict=True))
+        data_options = {name: value for name, value in known.items() if value is not None} | data_options
+    namespace = argparse.Namespace(**data_options)
+    return {label: settings_of(namespace, checkpoint) for label, checkpoint in named.items()}
+
+
+def check_names(label: str, model: Any, class_names: Sequence[str]) -> None:
+    """Refuse data whose classes have other names, or another order, than the checkpoint says its own have.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    own = getattr(model, "pretrained_cfg", {}).get("label_names")
+    numbers = [str(index) for index in range(len(class_names))]
+    if not isinstance(own, (list, tuple)) or list(class_names) == numbers or len(own) != len(class_names):
+        return
+    for index, (mine, theirs) in enumerate(zip(own, class_names, strict=True)):
+        if str(mine) != theirs:
+            raise ValueError(
+                f"class {index} of {label} is {str(mine)!r}, but {theirs!r} in the data; give images of its own "
+                "classes, with the names and the order of its training."
+            )

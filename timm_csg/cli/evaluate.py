@@ -1,0 +1,251 @@
+"""``timm-csg evaluate``: any number of models side by side on one data set.
+
+::
+
+    folder/
+      metrics.json                 every number, the same keys for every model
+      classes_<model>.csv          one line for each class
+      filters_<model>.csv          one line for each filter
+      figures/*.png                gates and mutual information
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import sklearn
+import timm
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from timm_csg import metrics
+from timm_csg.cli.checkpoint_data import (
+    DATA_OPTIONS,
+    CheckpointAndData,
+    add_checkpoint_arguments,
+    check_data_options,
+    import_plugins,
+    load_checkpoint_and_data,
+)
+from timm_csg.cli.comparison import comparison, write_subject
+from timm_csg.cli.contestants import check_names, expand, settings_for
+from timm_csg.cli.groups import GROUPS, choose_groups
+from timm_csg.cli.measures import Subject
+from timm_csg.cli.measures_optional import ATTACKS
+from timm_csg.cli.results import free_folder, write_json
+from timm_csg.model import is_differentiated
+from timm_csg.version import __version__
+
+
+def evaluate(
+    checkpoints: Sequence[str],
+    *,
+    groups: Sequence[str] | None = None,
+    landmarks: str | Path | None = None,
+    boxes: str | Path | None = None,
+    attacks: Sequence[str] = (),
+    eps: Sequence[float] = (2.0, 8.0),
+    attack_images: int = 500,
+    output: Path | None = None,
+    plugins: Sequence[str] = (),
+    seed: int = 0,
+    console: Console | None = None,
+    quiet: bool = True,
+    **data_options: Any,
+) -> dict[str, Any]:
+    """Measure models on the same images; what ``timm-csg evaluate`` calls.
+
+    Args:
+        checkpoints: Folders made by ``save_pretrained``, plain timm folders, Hub repositories, timm names; the folder
+            of a ``timm-csg train`` run stands for every model in it.
+        groups: Names of groups of metrics, see ``GROUPS``; None: those that need no more than images and labels, and
+            those whose files or attacks are given.
+        landmarks: CSV or JSON file of landmarks, for the groups ``parts``.
+        boxes: CSV or JSON file of object boxes, for the group ``localisation``.
+        attacks: Names of attacks, ``"fgsm"`` or ``"pgd"``, for the group ``adversarial``.
+        eps: Their strengths in grey levels of 255.
+        attack_images: How many images are attacked, spread evenly over the data.
+        output: Folder for ``metrics.json``, tables and figures; None: nothing is written.
+        plugins: Python files or modules to import first, for example one that registers a model.
+        seed: Of everything random: the noise and halves of the mutual information, splits, attacks.
+        console: For progress; None: the terminal.
+        quiet: No progress.
+        **data_options: ``data``, ``data_dir``, ``val_split``, ``img_size``, ``batch_size``, ``device``, ... as in
+            ``TrainSettings``; left out: those of the run that a checkpoint lies in, or the digits.
+
+    Returns:
+        What ``metrics.json`` holds: ``data``, ``split``, ``images``, ``classes``, ``seed``, ``versions``, and under
+        ``checkpoints`` the values of every model, None where a metric does not apply.
+
+    Raises:
+        ValueError: If an option is wrong, or a model has other classes than the data.
+        CheckpointError, HubError: If a checkpoint cannot be loaded.
+    """
+    check_data_options(data_options)
+    unknown = sorted(set(attacks) - set(ATTACKS))
+    if unknown:
+        raise ValueError(f"unknown attack {', '.join(unknown)}; known are {', '.join(ATTACKS)}.")
+    options: dict[str, Any] = {"landmarks": landmarks, "boxes": boxes, "attacks": list(attacks)}
+    chosen = choose_groups(groups, options)
+    options |= {"eps": list(eps), "attack_images": attack_images} if attacks else {}
+    import_plugins(plugins)
+    named = expand(checkpoints)
+    settings = settings_for(named, data_options)
+    loaded = {label: load_checkpoint_and_data(named[label], settings[label]) for label in named}
+    for label, (model, _, class_names) in loaded.items():
+        check_names(label, model, class_names)
+    first = next(iter(named))
+    results: dict[str, Any] = {
+        "data": _short(settings[first].data),
+        "split": settings[first].val_split,
+        "images": None,
+        "classes": loaded[first].class_names,
+        "seed": seed,
+        "metrics": list(chosen),
+        "options": {key: _short(value) if isinstance(value, (str, Path)) else value for key, value in options.items()},
+        "versions": {
+            "timm_csg": __version__,
+            "timm": timm.__version__,
+            "torch": str(torch.__version__),
+            "scikit-learn": sklearn.__version__,
+        },
+        "checkpoints": {},
+    }
+    with _Bar(Console() if console is None else console, len(named), quiet=quiet) as bar:
+        for label, checkpoint in named.items():
+            start = time.perf_counter()
+            subject = _collect(label, loaded.pop(label), seed, options, bar)
+            result = _about(subject, checkpoint) | {key: None for group in chosen.values() for key in group.keys}
+            for name, group in chosen.items():
+                bar.stage(label, name, len(subject.seen.targets))
+                result |= group.measure(subject)
+            results["images"] = len(subject.seen.targets)
+            results["checkpoints"][label] = result | {"seconds": round(time.perf_counter() - start, 1)}
+            if output is not None:
+                write_subject(subject, label, output)
+                write_json(results, output / "metrics.json")
+    return results
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="checkpoint folder, folder of a timm-csg train run, Hub repository user/name, or timm model name",
+    )
+    parser.add_argument("--output", type=Path, help="folder for the results (default: runs/evaluate-DATA-NUMBER)")
+    parser.add_argument("--metrics", type=_list, metavar="A,B", help=f"groups of metrics: {', '.join(GROUPS)}")
+    parser.add_argument(
+        "--landmarks", type=Path, metavar="FILE", help="landmarks, CSV or JSON: adds the metrics 'parts'"
+    )
+    parser.add_argument("--boxes", type=Path, metavar="FILE", help="object boxes, CSV or JSON: adds 'localisation'")
+    parser.add_argument("--attacks", type=_list, default=[], metavar="A,B", help="fgsm, pgd: adds 'adversarial', slow")
+    parser.add_argument("--eps", type=_numbers, default=[2.0, 8.0], metavar="A,B", help="attack strengths of 255 (2,8)")
+    parser.add_argument("--attack-images", type=int, default=500, help="images that are attacked (default: 500)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of estimates, splits and attacks (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print metrics.json instead of the table")
+    add_checkpoint_arguments(parser)
+
+
+def run_evaluate(namespace: argparse.Namespace, console: Console, *, quiet: bool) -> int:
+    """Evaluate, print the table, and say where the files are."""
+    data_options = {name: getattr(namespace, name) for name in DATA_OPTIONS if hasattr(namespace, name)}
+    named = [_short(data_options["data"])] if data_options.get("data") is not None else []
+    output = namespace.output or free_folder("evaluate", *named)
+    results = evaluate(
+        namespace.checkpoints,
+        groups=namespace.metrics,
+        landmarks=namespace.landmarks,
+        boxes=namespace.boxes,
+        attacks=namespace.attacks,
+        eps=namespace.eps,
+        attack_images=namespace.attack_images,
+        output=output,
+        plugins=namespace.plugin,
+        seed=namespace.seed,
+        console=console,
+        quiet=quiet or namespace.json,
+        **data_options,
+    )
+    if namespace.json:
+        console.print(json.dumps(results, indent=2), soft_wrap=True, highlight=False, markup=False)
+        return 0
+    console.print(comparison(results, console.width))
+    console.print(f"results: {output}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _list(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in _list(text)]
+
+
+def _collect(label: str, loaded: CheckpointAndData, seed: int, options: dict[str, Any], bar: _Bar) -> Subject:
+    """The one pass over the data that most metrics are computed from."""
+    model, loader, class_names = loaded
+    dataset: Any = getattr(loader, "dataset", None)
+    bar.stage(label, "images", len(dataset) if dataset is not None else None)
+    seen = metrics.collect(model, loader, progress=bar.tick)
+    return Subject(model, loader, class_names, seen, seed=seed, options=options, tick=bar.tick)
+
+
+def _about(subject: Subject, checkpoint: str) -> dict[str, Any]:
+    """What was measured."""
+    model: Any = subject.model
+    config: Any = getattr(subject.model, "pretrained_cfg", {})
+    mechanism = model.mechanism if is_differentiated(subject.model) else None
+    return {
+        "checkpoint": checkpoint,
+        "architecture": config.get("architecture") or type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "filters": subject.seen.features.shape[1],
+        "mechanism": None if mechanism is None else mechanism.name,
+        "mechanism_options": None if mechanism is None else mechanism.config.to_dict(),
+    }
+
+
+def _short(value: Any) -> str:
+    """A path without the folders above it; other names as they are."""
+    text = str(value)
+    return Path(text).name if text.startswith(("folder:", "/", ".")) or Path(text).exists() else text
+
+
+class _Bar:
+    """One line of progress: which model, which metric, how many images; silent where ``quiet``."""
+
+    def __init__(self, console: Console, models: int, *, quiet: bool) -> None:
+        self.models, self.quiet = models, quiet
+        self.seen: list[str] = []
+        columns = (TextColumn("{task.description}"), BarColumn(None), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=console, expand=True, transient=True)
+        self.task = self.progress.add_task("", total=None)
+
+    def __enter__(self) -> _Bar:
+        if not self.quiet:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def stage(self, label: str, name: str, images: int | None) -> None:
+        """A metric begins."""
+        if label not in self.seen:
+            self.seen.append(label)
+        which = f"{len(self.seen)}/{self.models} " if self.models > 1 else ""
+        self.progress.reset(self.task, total=images, description=f"{which}{label}: {name}")
+
+    def tick(self, images: int) -> None:
+        """Images are done."""
+        self.progress.advance(self.task, images)

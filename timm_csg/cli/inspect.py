@@ -1,0 +1,276 @@
+"""``timm-csg inspect``: what this package finds in a model, without images."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import difflib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+from timm.models import get_model_input_config, is_model
+from torch import Tensor, nn
+
+from timm_csg import explain, metrics
+from timm_csg.cli.checkpoint_data import checkpoint_folder, import_plugins
+from timm_csg.head import find_classifier, probe_head
+from timm_csg.hub import from_pretrained
+from timm_csg.hub_errors import explained
+from timm_csg.manifest import CheckpointError, NoMechanismError, read_config, read_metrics
+from timm_csg.mechanisms import list_mechanisms
+from timm_csg.model import DifferentiatedModel, differentiate, is_differentiated, undifferentiate
+from timm_csg.stage import Stage, find_stage
+
+_RECTIFIERS = ("ReLU", "ReLU6", "Threshold", "Clamp")
+
+
+def inspect(name: str, *, plugins: Sequence[str] = ()) -> dict[str, Any]:
+    """Say what this package finds in a model; what ``timm-csg inspect --json`` prints.
+
+    Of a timm name or a checkpoint without a mechanism nothing but the config is read: no weights are downloaded, and
+    none are made (the layers are built on the meta device). A checkpoint with a mechanism is loaded.
+
+    Args:
+        name: A timm model name; a checkpoint folder, also as ``local-dir:folder``; a Hub repository ``user/name``, also
+            as ``hf-hub:user/name``.
+        plugins: Python files or modules to import first, for example one that registers the architecture.
+
+    Returns:
+        JSON-able values. Always: ``name``, ``source`` (``"timm"``, ``"plain checkpoint"`` or ``"checkpoint"``),
+        ``architecture``, ``num_classes``, ``input_size``, ``parameters``, ``supported`` and ``refused`` (why, or None).
+        If supported: ``stage``, ``head``, ``mechanisms`` and ``explanations``; with a mechanism: ``differentiated``.
+
+    Raises:
+        ValueError: If there is no such model; as ``CheckpointError`` also if a checkpoint is damaged.
+        HubError: If the Hub cannot be reached or has no such repository.
+
+    Example:
+        >>> found = inspect("test_resnet")
+        >>> found["stage"]["name"], found["head"]["kind"], found["supported"]
+        ('layer4', 'linear', True)
+        >>> inspect("crossvit_9_240")["supported"]
+        False
+    """
+    import_plugins(plugins)
+    model, source, timm_name = _open(name)
+    plain = _plain_skeleton(model)
+    found: dict[str, Any] = {
+        "name": name,
+        "source": source,
+        "architecture": plain.pretrained_cfg.get("architecture") or type(plain).__name__,
+        "num_classes": int(getattr(plain, "num_classes", 0)),
+        "input_size": [int(size) for size in get_model_input_config(plain)["input_size"]],
+        "parameters": sum(parameter.numel() for parameter in plain.parameters()),
+    }
+    try:
+        stage = find_stage(plain)
+    except (TypeError, ValueError) as error:
+        return found | {"supported": False, "refused": str(error)}
+    head = _head(plain, stage) | ({"kind": model.head_kind} if is_differentiated(model) else {})
+    found |= {
+        "supported": True,
+        "refused": None,
+        "stage": {key: getattr(stage, key) for key in ("name", "num_filters", "layout", "grid", "signed")},
+        "head": head,
+        "mechanisms": [_mechanism(plain, mechanism) for mechanism in list_mechanisms() if mechanism != "chain"],
+        "explanations": _explanations(plain, head["kind"], _has_grid(plain, stage, timm_name), head.pop("sees_places")),
+    }
+    if is_differentiated(model):
+        found["differentiated"] = _differentiated(model, name)
+    return found
+
+
+def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("model", nargs="+", help="timm model name, checkpoint folder, or Hub repository user/name")
+    parser.add_argument("--json", action="store_true", help="print JSON: one object, or a list of several")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="Python file or module to import")
+
+
+def run_inspect(namespace: argparse.Namespace, console: Console) -> int:
+    """Inspect every model that is named, and print.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    from timm_csg.cli.inspect_view import inspection_view
+
+    found = []
+    for name in namespace.model:
+        found.append(inspect(name, plugins=namespace.plugin))
+        if not namespace.json:
+            console.print(inspection_view(found[-1]), "")
+    if namespace.json:
+        text = json.dumps(found[0] if len(found) == 1 else found, indent=2)
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _open(name: str) -> tuple[nn.Module, str, str]:
+    """The model, on the meta device unless it has a mechanism; where it comes from; and what timm calls it."""
+    folder = checkpoint_folder(name)
+    if folder is None and "/" not in name and ":" not in name:
+        return _without_weights(name), "timm", name
+    prefix = "" if name.startswith(("hf-hub:", "hf_hub:")) else "hf-hub:"
+    timm_name = f"{prefix}{name}" if folder is None else f"local-dir:{folder}"
+    try:
+        return from_pretrained(name if folder is None else folder), "checkpoint", timm_name
+    except CheckpointError as error:
+        if not isinstance(error, NoMechanismError) and not isinstance(error.__cause__, NoMechanismError):
+            raise
+    return _without_weights(timm_name), "plain checkpoint", timm_name
+
+
+def _without_weights(name: str) -> nn.Module:
+    """A plain timm model on the meta device.
+
+    Raises:
+        ValueError: If timm knows no such model; the message names those that are spelled alike.
+    """
+    known = name.partition(".")[0]
+    if ":" not in name and not is_model(known):
+        alike = difflib.get_close_matches(known, timm.list_models(), n=4)
+        remedy = f"did you mean {', '.join(alike)}?" if alike else "see timm.list_models()."
+        raise ValueError(f"timm has no model {name!r}, and there is no such folder; {remedy}")
+    try:
+        with explained(f"inspect {name}"), torch.device("meta"):
+            model: nn.Module = timm.create_model(name, pretrained=False)
+            return model
+    except RuntimeError as error:
+        raise ValueError(f"timm cannot make {name!r}: {error}") from error
+
+
+def _plain_skeleton(model: nn.Module) -> Any:
+    """A copy without mechanism and without memory."""
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    twin = copy.deepcopy(model, memo).to("meta")
+    return undifferentiate(twin) if is_differentiated(twin) else twin
+
+
+def _mechanism(plain: nn.Module, name: str) -> dict[str, Any]:
+    """Whether a mechanism can be put into the model, and what it adds with its default options."""
+    try:
+        model: Any = differentiate(copy.deepcopy(plain).eval(), mechanism=name)
+        images = torch.zeros(1, *get_model_input_config(plain)["input_size"], device="meta")
+        with torch.no_grad():
+            model.mechanism(model.forward_features(images))  # some need a grid, and see only now that there is none
+    except (TypeError, ValueError) as error:
+        return {"name": name, "applies": False, "reason": str(error), "parameters": None}
+    added = sum(parameter.numel() for parameter in model.mechanism.parameters())
+    return {"name": name, "applies": True, "reason": None, "parameters": added}
+
+
+def _head(plain: Any, stage: Stage) -> dict[str, Any]:
+    """Kind and classifier of a head whose weights are not there: probed with random ones, in its own layers only."""
+    images = torch.zeros(1, *get_model_input_config(plain)["input_size"], device="meta")
+    with torch.no_grad():
+        features = plain.eval().forward_features(images)
+        used: list[nn.Module] = [plain]
+        with nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: used.append(module)):
+            plain.forward_head(features)
+    names = {name: module for name, module in plain.named_modules() if any(module is other for other in used)}
+    model = copy.deepcopy(plain).to_empty(device="cpu")  # takes address space; memory only where it is written
+    noise = torch.randn(65537, generator=torch.Generator().manual_seed(0))
+    for name in names:
+        _fill_(model.get_submodule(name), noise)
+    classifier = find_classifier(plain)
+    named = next((name for name, module in plain.named_modules() if module is classifier), "")
+    return {
+        "kind": probe_head(model, stage.num_filters),
+        "classifier": {"name": named, "layer": str(classifier)},
+        "sees_places": _sees_places(model, features.shape),
+    }
+
+
+@torch.no_grad()
+def _fill_(module: nn.Module, noise: Tensor) -> None:
+    """Random values for a module's own tensors: weights of the scale of their input, scales and variances around 1."""
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        if tensor.is_floating_point():
+            values = noise / tensor[0].numel() ** 0.5 if tensor.ndim > 1 else 1 + 0.1 * noise
+            for part in tensor.view(-1).split(len(noise)):
+                part.copy_(values[: len(part)])
+
+
+def _sees_places(model: Any, shape: torch.Size) -> bool:
+    """Whether the logits depend on the places of a map; not so where the head reads a class token only."""
+    prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
+    if len(shape) == 4 or not prefix:
+        return True
+    features = torch.rand(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (gradient,) = torch.autograd.grad(model.forward_head(features).sum(), features)
+    return bool(gradient[:, prefix:].any())
+
+
+def _has_grid(plain: nn.Module, stage: Stage, timm_name: str) -> bool:
+    """Whether the features are maps, or tokens that can be laid over the image."""
+    if stage.grid is not None:
+        return True
+    images = torch.zeros(1, *get_model_input_config(plain)["input_size"])
+    try:
+        explain.filter_maps(plain, images.to("meta"), upsample=False)
+    except ValueError:
+        return False
+    except RuntimeError:  # timm has a map, and only values can tell whether it holds the tokens in their order
+        with torch.random.fork_rng(devices=[]):
+            model = timm.create_model(timm_name, pretrained=False)
+        try:
+            explain.filter_maps(model, images, upsample=False)
+        except ValueError:
+            return False
+    return True
+
+
+def _explanations(plain: nn.Module, head_kind: str, has_grid: bool, sees_places: bool) -> list[dict[str, Any]]:
+    """Which methods of ``timm_csg.explain`` apply, and why the others do not."""
+    images = torch.zeros(1, *get_model_input_config(plain)["input_size"], device="meta")
+    counts = explain.activation_counts(plain, images)
+    others = {name: count for name, count in counts.items() if name not in _RECTIFIERS}
+    named = ", ".join(f"{count} x {name}" for name, count in (others or {"no activation function": 1}).items())
+    no_relu = f"the rule is for ReLUs, and the model has {named}" if others or not counts else None
+    no_grid = None if has_grid else "the features are tokens without a grid"
+    not_linear = None if head_kind == "linear" else f"needs pooling, then linear; the head is of kind {head_kind!r}"
+    no_places = None if sees_places else "the head reads a class token only"
+    reasons = {
+        "gradient": None,
+        "deconvnet": no_relu,
+        "guided_backprop": no_relu,
+        "cam": no_grid or not_linear or no_places,
+        "grad_cam": no_grid or no_places,
+        "guided_grad_cam": no_relu or no_grid or no_places,
+        "filter_maps": no_grid,
+        "class_filters": None,
+    }
+    return [{"name": name, "applies": reason is None, "reason": reason} for name, reason in reasons.items()]
+
+
+def _differentiated(model: DifferentiatedModel, name: str) -> dict[str, Any]:
+    """The mechanism of a checkpoint, the owners of its filters, and what its files say of it."""
+    mechanism, folder = model.mechanism, checkpoint_folder(name)
+    matrix = mechanism.class_filter_matrix()
+    result: dict[str, Any] = {
+        "mechanism": mechanism.name,
+        "config": mechanism.config.to_dict(),
+        "parameters": sum(parameter.numel() for parameter in mechanism.parameters()),
+        "density": None,
+        "owners": None,
+        "class_names": None,
+        "metrics": None,
+    }
+    if matrix is not None:
+        result |= {"density": float(metrics.gate_density(matrix)), "owners": metrics.owners(matrix).tolist()}
+    if folder is not None:
+        config = read_config(folder)
+        own, names = config["timm_csg"], config.get("label_names")
+        if isinstance(names, list) and len(names) == mechanism.num_classes:
+            result["class_names"] = [str(name) for name in names]
+        result |= {key: own.get(key) for key in ("versions", "base_model", "base_revision")}
+        result["metrics"] = read_metrics(folder)
+    return result
