@@ -15,7 +15,7 @@ import torch
 from cifar_resnet20 import Batches, load_cifar  # importing it registers resnet20_cifar
 
 import timm_csg
-from timm_csg import metrics
+from timm_csg import checkpoint, metrics
 from timm_csg.recipes import RECIPES
 
 
@@ -40,8 +40,7 @@ def main(arguments: list[str] | None = None) -> dict:
         model = timm_csg.differentiate(model, mechanism=recipe.mechanism)
         loop.schedule = recipe.schedule
     model = model.to(memory_format=torch.channels_last)
-    gate_lr = recipe.gate_lr if recipe else None
-    groups = timm_csg.param_groups(model, lr=args.lr, gate_lr=gate_lr, weight_decay=5e-4)
+    groups = timm_csg.param_groups(model, lr=args.lr, gate_lr=recipe and recipe.gate_lr, weight_decay=5e-4)
     optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
     steps, rates = args.epochs * len(train), [group["lr"] for group in groups]
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps, pct_start=0.25, cycle_momentum=False)
@@ -64,7 +63,8 @@ def main(arguments: list[str] | None = None) -> dict:
     result |= {"seconds": round(time.perf_counter() - start), **evaluate(model.eval(), test)}
     if recipe:
         timm_csg.save_pretrained(model, args.output, metrics=result)
-    args.output.mkdir(parents=True, exist_ok=True)
+    else:
+        checkpoint.save_plain(model, args.output)
     (args.output / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
     return result

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 import timm_csg
+from timm_csg import checkpoint
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -74,3 +76,65 @@ def test_cifar10_runs_on_a_file_of_its_format(run_example, cifar, tmp_path, reci
     assert ("gate_density" in result) == (recipe != "standard")
     if recipe != "standard":
         assert timm_csg.from_pretrained(output).mechanism.class_filter_matrix().shape == (10, 64)
+
+
+def test_factor_maps_draws_its_sheet(run_example, tmp_path):
+    result = run_example("factor_maps", "--epochs", 1, "--output", tmp_path)
+    assert result["reconstruction"] > 0
+    assert (tmp_path / "factors.png").stat().st_size > 10_000
+
+
+def test_animal_localisation_measures_every_checkpoint(run_example, tmp_path):
+    random, rows = np.random.default_rng(0), ["file,width,height,box_x0,box_y0,box_x1,box_y1,head_x,head_y"]
+    for number in range(8):
+        path = tmp_path / "pictures" / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(path)
+        rows.append(f"{path.relative_to(tmp_path / 'pictures').as_posix()},64,48,10,10,40,40,{number + 5},20")
+    (tmp_path / "marks.csv").write_text("\n".join(rows))
+    model = timm.create_model("test_resnet", num_classes=2)
+    timm.models.save_for_hf(model, tmp_path / "plain", safe_serialization=True)
+    timm_csg.save_pretrained(timm_csg.differentiate(model), tmp_path / "ours")
+    output = tmp_path / "out.json"
+    common = ["--images", tmp_path / "pictures", "--annotations", tmp_path / "marks.csv", "--size", 64]
+    run_example("animal_localisation", tmp_path / "plain", tmp_path / "ours", *common, "--output", output)
+    results = json.loads(output.read_text())
+    assert results[str(tmp_path / "plain")] == results[str(tmp_path / "ours")]  # the standard path of both is the same
+    assert set(results[str(tmp_path / "ours")]) >= {"whole_image", "cam", "activmap", "gradmap", "instability"}
+
+
+@pytest.mark.slow
+def test_animal_parts_measures_and_draws(run_example, tmp_path):
+    random, rows = np.random.default_rng(0), ["file,width,height,head_x,head_y,legs_x,legs_y"]
+    for split, size in (("train", 8), ("test", 18)):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
+            for number in range(size):
+                name = f"{('cat', 'dog')[number % 2]}/{split}{number}.jpg"
+                path = tmp_path / "picture.jpg"
+                Image.fromarray(random.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(path)
+                archive.add(path, name)
+                rows.append(f"{name},64,48,{number + 5},20,20,{number + 10}")
+    (tmp_path / "annotations.csv").write_text("\n".join(rows))
+    common = ["--data", tmp_path, "--cache", tmp_path / "cache.pt", "--epochs", 1, "--batch-size", 4]
+    for recipe in ("standard", "icnn"):
+        result = run_example("animal_parts", *common, "--recipe", recipe, "--output", tmp_path / recipe)
+        assert 0 < result["instability_own_class"] < 1
+    assert timm_csg.from_pretrained(tmp_path / "icnn").mechanism.name == "icnn"
+    folders = [tmp_path / "standard", tmp_path / "icnn"]
+    run_example("part_figure", *folders, "--data", tmp_path, "--filters", 2, "--output", tmp_path / "parts.png")
+    assert (tmp_path / "parts.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_cifar10_metrics_compares_checkpoints(run_example, cifar, tmp_path):
+    run_example("cifar10", "--data", cifar, "--epochs", 1, "--batch-size", 20, "--output", tmp_path / "ours")
+    checkpoint.save_plain(timm.create_model("resnet20_cifar"), tmp_path / "plain")
+    groups = [f"standard={tmp_path / 'plain'}", f"competitive={tmp_path / 'ours'},{tmp_path / 'ours'}"]
+    result = run_example("cifar10_metrics", "--data", cifar, "--output", tmp_path / "table", *groups)
+    assert json.loads((tmp_path / "table.json").read_text()) == result
+    assert result["competitive"][0] == result["competitive"][1]
+    assert "gate density" in result["competitive"][0]
+    assert "gate density" not in result["standard"][0]
+    table = (tmp_path / "table.md").read_text().splitlines()
+    assert table[0] == "| metric | standard | competitive |"
+    assert any(line.startswith("| gate density | – | ") and line.endswith(" ± 0.0000 |") for line in table)

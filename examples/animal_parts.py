@@ -1,0 +1,90 @@
+"""Part filters on animal pictures: an ordinary fine-tuned MobileNetV2 against ICNN and competitive CSG, one budget.
+
+python examples/animal_parts.py --data animalparts --weights local-dir:mobilenetv2 --recipe icnn --output runs/icnn
+
+Only the last stage is trained. What the frozen layers make of ten random crops of a picture is kept in --cache.
+For measuring, whole pictures are resized to 160x160, so that no landmark is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import timm
+import torch
+from animal_measures import evaluate
+from animal_pictures import SIZE, frozen_features
+
+import timm_csg
+from timm_csg import checkpoint
+from timm_csg.metrics.receptive_field import receptive_field
+from timm_csg.recipes import RECIPES
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of train.tar, test.tar and annotations.csv")
+    parser.add_argument("--weights", default="mobilenetv2_100", help="a timm MobileNetV2, pretrained on ImageNet")
+    parser.add_argument("--recipe", default="icnn", choices=["standard", *RECIPES])
+    parser.add_argument("--option", type=json.loads, default={}, help="JSON: options over the recipe's")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--cache", type=Path, default=Path("animal_features.pt"))
+    parser.add_argument("--validate", action="store_true", help="hold out 18 training pictures a class, test on these")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args(arguments)
+    torch.manual_seed(0)
+    model = timm.create_model(args.weights, pretrained=":" in args.weights, num_classes=20, output_stride=16)
+    model.pretrained_cfg.update(input_size=(3, SIZE, SIZE), crop_pct=1.0, crop_mode="squash")  # for who loads it later
+    torch.nn.init.zeros_(model.classifier.weight)
+    field = receptive_field(model, SIZE)
+    train, test = frozen_features(model, args.data, args.cache, validate=args.validate)
+    recipe, loop = RECIPES.get(args.recipe), timm_csg.TrainingMixin()
+    if recipe:
+        config = type(recipe.mechanism).from_dict(recipe.mechanism.to_dict() | args.option)
+        model, loop.schedule = timm_csg.differentiate(model, mechanism=config), timm_csg.Joint()
+    model = model.to(memory_format=torch.channels_last)
+    model.forward_features = lambda cached: model.bn2(model.conv_head(model.blocks[6](cached)))  # the rest is frozen
+    trained = [model.blocks[6], model.conv_head, model.bn2]
+    groups = [
+        {"params": [p for module in trained for p in module.parameters()], "lr": 2e-4},
+        {"params": list(model.classifier.parameters()), "lr": 2e-3},
+    ]
+    if recipe and list(model.mechanism.parameters()):
+        groups.append({"params": list(model.mechanism.parameters()), "lr": recipe.gate_lr / 3, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
+    steps, rates = args.epochs * (len(train.targets) // args.batch_size), [group["lr"] for group in groups]
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps, pct_start=0.15, cycle_momentum=False)
+    if recipe:
+        loop.attach(optimizer, model)
+    criterion, start = torch.nn.functional.cross_entropy, time.perf_counter()
+    for epoch in range(args.epochs):
+        loop.set_epoch(epoch)
+        model.train()
+        for cached, targets in train.epoch(epoch, args.batch_size):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                losses = loop.losses(model, cached, targets, criterion) if recipe else {}
+                loss = losses["loss"] if recipe else criterion(model(cached), targets)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+        shown = {name: round(value.item(), 3) for name, value in (losses or {"loss": loss}).items() if not value.ndim}
+        print(f"epoch {epoch + 1}: {shown}, {time.perf_counter() - start:.0f} s", flush=True)
+    result = {"recipe": args.recipe, "data": "ILSVRC DET animal parts", "seed": 0, "epochs": args.epochs}
+    result |= {"options": json.dumps(args.option), **evaluate(model, test, args.data / "annotations.csv", field)}
+    del model.forward_features
+    if recipe:
+        timm_csg.save_pretrained(model, args.output, metrics=result)
+    else:
+        checkpoint.save_plain(model, args.output)
+    (args.output / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The animal pictures of animal_parts.py: read, and passed through the frozen layers once."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+SIZE, CROPS = 160, 10
+RESIZE = v2.Resize((SIZE, SIZE), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+CROP = [v2.RandomResizedCrop(SIZE, scale=(0.4, 1), antialias=True), v2.RandomHorizontalFlip()]
+RANDOM_CROP = v2.Compose([*CROP, v2.ColorJitter(0.2, 0.2, 0.2)])
+
+
+def read_pictures(tar: Path) -> tuple[list[Tensor], list[str]]:
+    """Pictures uint8 [3, height, width] and their names in the archive, sorted."""
+    with tarfile.open(tar) as archive:
+        names = sorted(name for name in archive.getnames() if name.endswith(".jpg"))
+        files = [io.BytesIO(archive.extractfile(name).read()) for name in names]
+    return [v2.functional.pil_to_tensor(Image.open(file).convert("RGB")) for file in files], names
+
+
+@torch.no_grad()
+def _through_frozen(model: nn.Module, pictures: list[Tensor], transform: nn.Module) -> Tensor:
+    found = []
+    for start in range(0, len(pictures), 64):
+        images = torch.stack([transform(picture) for picture in pictures[start : start + 64]]).float() / 127.5 - 1
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(model.blocks[:6](model.bn1(model.conv_stem(images))).bfloat16())
+    return torch.cat(found).contiguous(memory_format=torch.channels_last)
+
+
+class Pictures(NamedTuple):
+    """Features of pictures behind the frozen layers: of the whole picture, and of random crops for training."""
+
+    whole: Tensor
+    crops: list[Tensor]
+    targets: Tensor
+    names: list[str]
+
+    def select(self, rows: Tensor) -> Pictures:
+        """Some of them."""
+        names = [self.names[row] for row in rows]
+        return Pictures(self.whole[rows], [crop[rows] for crop in self.crops], self.targets[rows], names)
+
+    def epoch(self, epoch: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled batches of one crop of every picture; whole batches only."""
+        for rows in torch.randperm(len(self.targets)).split(batch_size)[: len(self.targets) // batch_size]:
+            yield as_stored(self.crops[epoch % len(self.crops)][rows]), self.targets[rows]
+
+
+def frozen_features(model: nn.Module, data: Path, cache: Path, *, validate: bool) -> tuple[Pictures, Pictures]:
+    """Training and test pictures; with ``validate``, 18 training pictures of each class stand in for the latter."""
+    if not cache.is_file():
+        torch.manual_seed(0)
+        model.eval()
+        made = {}
+        for split in ("train", "test"):
+            pictures, made[f"{split}_names"] = read_pictures(data / f"{split}.tar")
+            made[split] = _through_frozen(model, pictures, RESIZE)
+            crops = range(CROPS if split == "train" else 0)
+            made[f"{split}_crops"] = [_through_frozen(model, pictures, RANDOM_CROP) for _ in crops]
+        torch.save(made, cache)
+    made = torch.load(cache, weights_only=True)
+    found = []
+    for split in ("train", "test"):
+        names = made[f"{split}_names"]
+        classes = sorted({name.split("/")[0] for name in names})
+        targets = torch.tensor([classes.index(name.split("/")[0]) for name in names])
+        found.append(Pictures(made[split], made[f"{split}_crops"], targets, names))
+    train, test = found
+    if not validate:
+        return train, test
+    held_out = torch.zeros(len(train.targets), dtype=torch.bool)
+    order = torch.randperm(len(train.targets), generator=torch.Generator().manual_seed(1))
+    for index in range(int(train.targets.max()) + 1):
+        held_out[order[train.targets[order] == index][:18]] = True
+    return train.select((~held_out).nonzero()[:, 0]), train.select(held_out.nonzero()[:, 0])
+
+
+def as_stored(features: Tensor) -> Tensor:
+    """In the memory format of the model."""
+    return features.contiguous(memory_format=torch.channels_last)
