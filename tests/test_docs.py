@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import timm_csg
+import timm_csg.explain
 import timm_csg.metrics
 import timm_csg.plots
 from timm_csg.cli import main
@@ -56,8 +57,8 @@ def test_commands_in_bash_blocks_parse(page, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_linked_pages_and_pictures_are_named_with_their_right_place(page):
     ours = {path.relative_to(ROOT).as_posix() for path in (*PAGES, ROOT / "CITATION.cff")}
-    measured = ("docs/results.md", "docs/images/gate_cifar10.png", "docs/images/mutual_information_cifar10.png")
-    ours |= set(measured)
+    ours |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "images").glob("*.*")}
+    ours |= {f"docs/images/made/{name}" for name in ("explanations.png", "filters.png", "factors.png")}
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text(page)):
         if "://" not in target:
             assert (page.parent / target).resolve().relative_to(ROOT).as_posix() in ours
@@ -66,7 +67,7 @@ def test_linked_pages_and_pictures_are_named_with_their_right_place(page):
 def test_api_page_names_every_public_name():
     page = text("docs/api.md")
     named = set(re.findall(r"^(?:::: |      heading: )([\w.]+)$", page, re.MULTILINE))
-    for module in (timm_csg, timm_csg.metrics, timm_csg.plots):
+    for module in (timm_csg, timm_csg.explain, timm_csg.metrics, timm_csg.plots):
         assert {f"{module.__name__}.{name}" for name in module.__all__} <= named
 
 
