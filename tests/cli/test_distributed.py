@@ -69,6 +69,24 @@ def test_one_process_needs_no_group():
     assert alone.wrap(model, find_unused_parameters=True) is model
 
 
+_FAILS_WHILE_LOADING = """
+import multiprocessing, time
+from timm_csg.cli.distributed import run_together
+
+def fail():
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True).start()
+    return 3
+
+run_together(fail)
+"""
+
+
+def test_failing_process_leaves_no_loading_process_behind():
+    process = subprocess.Popen([sys.executable, "-c", _FAILS_WHILE_LOADING], stdout=subprocess.PIPE)
+    process.communicate(timeout=120)  # ends when nobody holds the pipe any more
+    assert process.returncode == 3
+
+
 def torchrun(count, *command):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import multiprocessing
 import os
 import re
 import sys
@@ -240,6 +241,8 @@ def run_together(run: Callable[[], int]) -> int:
         terminal.write(said.getvalue())
         terminal.flush()
     sys.stdout.flush()
+    for loading in multiprocessing.active_children():  # one that had not begun yet would never notice and live on
+        loading.kill()
     os._exit(status)
 
 
