@@ -1,6 +1,7 @@
 """timm-csg train as a user runs it: the run folder, resuming, data of several kinds, and what goes wrong."""
 
 import csv
+import itertools
 import json
 import shutil
 import tarfile
@@ -14,7 +15,9 @@ from safetensors.torch import load_file
 import timm_csg
 from timm_csg.cli import main
 from timm_csg.cli import train as train_module
-from timm_csg.cli.build import with_overrides
+from timm_csg.cli.build import data_config, with_overrides
+from timm_csg.cli.data import load_data
+from timm_csg.cli.distributed import Processes
 from timm_csg.cli.engine import Training, TrainingError
 from timm_csg.cli.settings import TrainSettings
 from timm_csg.recipes import RECIPES
@@ -232,3 +235,18 @@ def test_help_names_every_recipe(capsys):
         main(["train", "--help"])
     out = capsys.readouterr().out
     assert all(name in out for name in ("standard", "released", "paper", "joint", "competitive"))
+
+
+def test_validation_images_are_cropped_as_the_model_wants(tmp_path):
+    for split, name in itertools.product(("train", "val"), ("ant", "bee")):
+        folder = tmp_path / split / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (40, 20)).save(folder / "a.png")
+    settings = TrainSettings(data=f"folder:{tmp_path}", img_size=32, device="cpu", workers=0).resolved()
+    sizes = {}
+    for mode in ("center", "squash"):
+        config = data_config(settings) | {"crop_mode": mode, "crop_pct": 1.0}
+        loader = load_data(settings, config, Processes()).validation
+        sizes[mode] = loader.dataset.transform.transforms[0].size
+    assert sizes["center"] == 32  # the short side, before the centre is cut out
+    assert tuple(sizes["squash"]) == (32, 32)

@@ -115,7 +115,8 @@ def load_data(settings: TrainSettings, data_config: dict[str, Any], processes: P
     }
     crop = 1.0 if settings.data == DIGITS else data_config["crop_pct"]
     train_loader = create_loader(train, is_training=True, **common, **augmentation)
-    validation_loader = create_loader(validation, is_training=False, crop_pct=crop, **common)
+    cropping = {"crop_pct": crop, "crop_mode": data_config["crop_mode"]}
+    validation_loader = create_loader(validation, is_training=False, **cropping, **common)
     own_validation = validation_loader
     if processes.count > 1:
         batches = GlobalBatches(len(train), settings.batch_size, seed=settings.seed, processes=processes)
