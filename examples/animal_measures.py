@@ -14,12 +14,8 @@ from timm_csg.metrics.receptive_field import ReceptiveField
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, test: Pictures, annotations: Path, field: ReceptiveField) -> dict:
-    """Accuracy, and location instability against the centres of head and legs, in image diagonals.
-
-    A filter's own class is that with the strongest mean peak. Pictures in which a filter is silent do not count, nor
-    classes with fewer than eight others; ``*_silent_too`` counts them all, as the paper does.
-    """
+def answers(model: nn.Module, test: Pictures, field: ReceptiveField) -> tuple[Peaks, torch.Tensor]:
+    """Where each filter answers most in each picture, behind the mask if there is one, and the logits."""
     model.eval()
     peaks, logits = [], []
     for rows in torch.arange(len(test.targets)).split(50):
@@ -29,19 +25,42 @@ def evaluate(model: nn.Module, test: Pictures, annotations: Path, field: Recepti
             seen = model.mechanism(features) if getattr(model, "mechanism", None) is not None else features
         peaks.append(peak_places(seen.float(), field.centre_y, field.centre_x))
     strength, place = (torch.cat(parts) for parts in zip(*peaks, strict=True))
-    classes = int(test.targets.max()) + 1
-    own = torch.stack([strength[test.targets == index].mean(dim=0) for index in range(classes)]).argmax(dim=0)
+    return Peaks(strength, place, test.targets, (SIZE, SIZE)), torch.cat(logits)
+
+
+def landmarks(test: Pictures, annotations: Path) -> torch.Tensor:
+    """Centres of head and legs in pixels of what the model sees [pictures, 2, 2], NaN where not annotated."""
     marks = read_annotations(annotations).select(test.names)
     columns = [marks.point_names.index(name) for name in ("head", "legs")]
-    points = marks.points[:, columns] / marks.sizes[:, None] * SIZE
-    result = {"accuracy": float((torch.cat(logits).argmax(dim=1) == test.targets).float().mean())}
+    corner, opposite = test.regions.unflatten(1, (2, 2)).unbind(dim=1)
+    return (marks.points[:, columns] - corner[:, None]) / (opposite - corner)[:, None] * SIZE
+
+
+def evaluate(model: nn.Module, test: Pictures, annotations: Path, field: ReceptiveField) -> dict:
+    """Accuracy, and location instability against the centres of head and legs, in image diagonals.
+
+    A filter's own class is that with the strongest mean peak. Pictures in which a filter is silent do not count, nor
+    classes with fewer than eight others; ``*_silent_too`` counts them all, as the paper does. To compare with:
+    ``middle``, a filter that always answers in the middle, and ``shuffled``, the landmarks of the next picture of the
+    class.
+    """
+    peaks, logits = answers(model, test, field)
+    points, classes = landmarks(test, annotations), int(test.targets.max()) + 1
+    members = [(test.targets == index).nonzero()[:, 0] for index in range(classes)]
+    own = torch.stack([peaks.strength[rows].mean(dim=0) for rows in members]).argmax(dim=0)
+    result = {"accuracy": float((logits.argmax(dim=1) == test.targets).float().mean())}
     for name, drop_silent in (("", True), ("_silent_too", False)):
-        found = location_instability(
-            Peaks(strength, place, test.targets, (SIZE, SIZE)), points, classes, drop_silent=drop_silent
-        )
-        deviations = found.deviations.masked_fill(found.images < 8, torch.nan)
-        found = found._replace(deviations=deviations)
+        found = location_instability(peaks, points, classes, drop_silent=drop_silent)
+        found = found._replace(deviations=found.deviations.masked_fill(found.images < 8, torch.nan))
         result[f"instability{name}"] = float(found.per_class.nanmean())
         result[f"instability_own_class{name}"] = float(found.by_owner(own).nanmean())
         result[f"instability_best_class{name}"] = found.multi_class
-    return result | {"silent": float((strength <= 0).float().mean())}
+    middle = torch.full((len(points), 1, 2), SIZE / 2)
+    fixed = location_instability(peaks._replace(strength=torch.ones(len(points), 1), place=middle), points, classes)
+    following = torch.empty_like(test.targets)
+    for rows in members:
+        following[rows] = rows.roll(1)
+    shuffled = location_instability(peaks, points[following], classes, drop_silent=True)
+    result |= {"instability_middle": float(fixed.per_class.nanmean())}
+    result |= {"instability_shuffled": float(shuffled.per_class.nanmean())}
+    return result | {"silent": float((peaks.strength <= 0).float().mean())}

@@ -31,17 +31,19 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--recipe", default="icnn", choices=["standard", *RECIPES])
     parser.add_argument("--option", type=json.loads, default={}, help="JSON: options over the recipe's")
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--cache", type=Path, default=Path("animal_features.pt"))
+    parser.add_argument("--cache", type=Path, default=Path("animal_features.pt"), help="another one with --objects")
+    parser.add_argument("--objects", action="store_true", help="cut the main object out of every picture")
     parser.add_argument("--validate", action="store_true", help="hold out 18 training pictures a class, test on these")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args(arguments)
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     model = timm.create_model(args.weights, pretrained=":" in args.weights, num_classes=20, output_stride=16)
     model.pretrained_cfg.update(input_size=(3, SIZE, SIZE), crop_pct=1.0, crop_mode="squash")  # for who loads it later
     torch.nn.init.zeros_(model.classifier.weight)
     field = receptive_field(model, SIZE)
-    train, test = frozen_features(model, args.data, args.cache, validate=args.validate)
+    train, test = frozen_features(model, args.data, args.cache, objects=args.objects, validate=args.validate)
     recipe, loop = RECIPES.get(args.recipe), timm_csg.TrainingMixin()
     if recipe:
         config = type(recipe.mechanism).from_dict(recipe.mechanism.to_dict() | args.option)
@@ -74,7 +76,7 @@ def main(arguments: list[str] | None = None) -> dict:
             scheduler.step()
         shown = {name: round(value.item(), 3) for name, value in (losses or {"loss": loss}).items() if not value.ndim}
         print(f"epoch {epoch + 1}: {shown}, {time.perf_counter() - start:.0f} s", flush=True)
-    result = {"recipe": args.recipe, "data": "ILSVRC DET animal parts", "seed": 0, "epochs": args.epochs}
+    result = {"recipe": args.recipe, "data": "ILSVRC DET animal parts", "seed": args.seed, "epochs": args.epochs}
     result |= {"options": json.dumps(args.option), **evaluate(model, test, args.data / "annotations.csv", field)}
     del model.forward_features
     if recipe:

@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from timm_csg.metrics.landmarks import Annotations, read_annotations
+
 SIZE, CROPS = 160, 10
 RESIZE = v2.Resize((SIZE, SIZE), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
 CROP = [v2.RandomResizedCrop(SIZE, scale=(0.4, 1), antialias=True), v2.RandomHorizontalFlip()]
@@ -27,6 +29,17 @@ def read_pictures(tar: Path) -> tuple[list[Tensor], list[str]]:
     return [v2.functional.pil_to_tensor(Image.open(file).convert("RGB")) for file in files], names
 
 
+def crop_objects(pictures: list[Tensor], marks: Annotations, *, margin: float = 0.1) -> tuple[list[Tensor], Tensor]:
+    """The main object of each picture with a margin around, and x0, y0, x1, y1 of what was cut out [pictures, 4]."""
+    corners = marks.object_boxes().unflatten(1, (2, 2))
+    edge = (corners[:, 1] - corners[:, 0]) * margin
+    corners = torch.stack([(corners[:, 0] - edge).clamp(min=0), corners[:, 1] + edge], dim=1)
+    sizes = torch.tensor([picture.shape[:0:-1] for picture in pictures])
+    regions = torch.minimum(corners, sizes[:, None]).flatten(1).round().long()
+    cut = [picture[:, y0:y1, x0:x1] for picture, (x0, y0, x1, y1) in zip(pictures, regions.tolist(), strict=True)]
+    return cut, regions.float()
+
+
 @torch.no_grad()
 def _through_frozen(model: nn.Module, pictures: list[Tensor], transform: nn.Module) -> Tensor:
     found = []
@@ -38,17 +51,22 @@ def _through_frozen(model: nn.Module, pictures: list[Tensor], transform: nn.Modu
 
 
 class Pictures(NamedTuple):
-    """Features of pictures behind the frozen layers: of the whole picture, and of random crops for training."""
+    """Features of pictures behind the frozen layers: of the whole picture, and of random crops for training.
+
+    With ``regions``, x0, y0, x1, y1 in pixels, each "whole" picture is only this part of the file.
+    """
 
     whole: Tensor
     crops: list[Tensor]
     targets: Tensor
     names: list[str]
+    regions: Tensor
 
     def select(self, rows: Tensor) -> Pictures:
         """Some of them."""
         names = [self.names[row] for row in rows]
-        return Pictures(self.whole[rows], [crop[rows] for crop in self.crops], self.targets[rows], names)
+        crops = [crop[rows] for crop in self.crops]
+        return Pictures(self.whole[rows], crops, self.targets[rows], names, self.regions[rows])
 
     def epoch(self, epoch: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled batches of one crop of every picture; whole batches only."""
@@ -56,14 +74,23 @@ class Pictures(NamedTuple):
             yield as_stored(self.crops[epoch % len(self.crops)][rows]), self.targets[rows]
 
 
-def frozen_features(model: nn.Module, data: Path, cache: Path, *, validate: bool) -> tuple[Pictures, Pictures]:
-    """Training and test pictures; with ``validate``, 18 training pictures of each class stand in for the latter."""
+def frozen_features(
+    model: nn.Module, data: Path, cache: Path, *, objects: bool, validate: bool
+) -> tuple[Pictures, Pictures]:
+    """Training and test pictures, or their main objects cut out.
+
+    With ``validate``, 18 training pictures of each class stand in for the test pictures.
+    """
     if not cache.is_file():
         torch.manual_seed(0)
         model.eval()
         made = {}
         for split in ("train", "test"):
             pictures, made[f"{split}_names"] = read_pictures(data / f"{split}.tar")
+            made[f"{split}_regions"] = torch.tensor([[0.0, 0, *picture.shape[:0:-1]] for picture in pictures])
+            if objects:
+                marks = read_annotations(data / "annotations.csv").select(made[f"{split}_names"])
+                pictures, made[f"{split}_regions"] = crop_objects(pictures, marks)
             made[split] = _through_frozen(model, pictures, RESIZE)
             crops = range(CROPS if split == "train" else 0)
             made[f"{split}_crops"] = [_through_frozen(model, pictures, RANDOM_CROP) for _ in crops]
@@ -74,7 +101,7 @@ def frozen_features(model: nn.Module, data: Path, cache: Path, *, validate: bool
         names = made[f"{split}_names"]
         classes = sorted({name.split("/")[0] for name in names})
         targets = torch.tensor([classes.index(name.split("/")[0]) for name in names])
-        found.append(Pictures(made[split], made[f"{split}_crops"], targets, names))
+        found.append(Pictures(made[split], made[f"{split}_crops"], targets, names, made[f"{split}_regions"]))
     train, test = found
     if not validate:
         return train, test

@@ -11,11 +11,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import timm
 import torch
-from animal_pictures import RESIZE, SIZE, read_pictures
+from animal_pictures import RESIZE, SIZE, crop_objects, read_pictures
 from torch import Tensor, nn
 
 import timm_csg
 from timm_csg.mechanisms.templates import part_template
+from timm_csg.metrics.landmarks import read_annotations
 from timm_csg.metrics.location_instability import peak_places
 from timm_csg.metrics.receptive_field import receptive_field
 
@@ -56,12 +57,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("standard", help="folder of the ordinary net")
     parser.add_argument("icnn", help="folder of the ICNN")
-    parser.add_argument("--data", type=Path, required=True, help="folder of test.tar")
+    parser.add_argument("--data", type=Path, required=True, help="folder of test.tar and annotations.csv")
+    parser.add_argument("--objects", action="store_true", help="cut the main object out of every picture")
     parser.add_argument("--filters", type=int, default=6)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args(arguments)
 
     raw, names = read_pictures(args.data / "test.tar")
+    if args.objects:
+        raw, _ = crop_objects(raw, read_annotations(args.data / "annotations.csv").select(names))
     pictures = torch.stack([RESIZE(picture) for picture in raw])
     classes = sorted({name.split("/")[0] for name in names})
     targets = torch.tensor([classes.index(name.split("/")[0]) for name in names])

@@ -105,7 +105,10 @@ def test_animal_localisation_measures_every_checkpoint(run_example, tmp_path):
 
 @pytest.mark.slow
 def test_animal_parts_measures_and_draws(run_example, tmp_path):
-    random, rows = np.random.default_rng(0), ["file,width,height,head_x,head_y,legs_x,legs_y"]
+    random, rows = (
+        np.random.default_rng(0),
+        ["file,width,height,head_x,head_y,legs_x,legs_y,box_x0,box_y0,box_x1,box_y1"],
+    )
     for split, size in (("train", 8), ("test", 18)):
         with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
             for number in range(size):
@@ -113,15 +116,21 @@ def test_animal_parts_measures_and_draws(run_example, tmp_path):
                 path = tmp_path / "picture.jpg"
                 Image.fromarray(random.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(path)
                 archive.add(path, name)
-                rows.append(f"{name},64,48,{number + 5},20,20,{number + 10}")
+                rows.append(f"{name},64,48,{number + 5},20,20,{number + 10},4,8,48,40")
     (tmp_path / "annotations.csv").write_text("\n".join(rows))
     common = ["--data", tmp_path, "--cache", tmp_path / "cache.pt", "--epochs", 1, "--batch-size", 4]
     for recipe in ("standard", "icnn"):
         result = run_example("animal_parts", *common, "--recipe", recipe, "--output", tmp_path / recipe)
         assert 0 < result["instability_own_class"] < 1
+    objects = [*common, "--objects", "--cache", tmp_path / "objects.pt"]
+    run_example("animal_parts", *objects, "--recipe", "icnn", "--output", tmp_path / "objects")
+    regions = torch.load(tmp_path / "objects.pt")["test_regions"]
+    assert regions[0].tolist() == [0, 5, 52, 43]  # a margin of a tenth
     assert timm_csg.from_pretrained(tmp_path / "icnn").mechanism.name == "icnn"
     folders = [tmp_path / "standard", tmp_path / "icnn"]
-    run_example("part_figure", *folders, "--data", tmp_path, "--filters", 2, "--output", tmp_path / "parts.png")
+    run_example(
+        "part_figure", *folders, "--data", tmp_path, "--objects", "--filters", 2, "--output", tmp_path / "parts.png"
+    )
     assert (tmp_path / "parts.png").stat().st_size > 10_000
 
 
