@@ -1,6 +1,7 @@
 """Every architecture that timm lists, on the meta device: what is promised for 1,342, and the refusal of 29."""
 
 import fnmatch
+import math
 from collections import Counter
 
 import pytest
@@ -113,9 +114,9 @@ def test_gated_paths_of_every_supported_architecture(name, monkeypatch):
     features, backbone = [], model.forward_features
 
     @torch.no_grad()
-    def recorded(images):
-        """The backbone, once for both mechanisms."""
-        features.append(features[0].detach() if features else backbone(images))
+    def recorded(images, **options):
+        """The backbone, once for all mechanisms."""
+        features.append(features[0].detach() if features else backbone(images, **options))
         return features[-1]
 
     monkeypatch.setattr(model, "forward_features", recorded)
@@ -135,6 +136,14 @@ def test_gated_paths_of_every_supported_architecture(name, monkeypatch):
     timm_csg.undifferentiate(model)
     timm_csg.differentiate(model, gating="competitive")
     assert model(images, paths=("gated",)).gated.shape == (2, 3)
+
+    timm_csg.undifferentiate(model)
+    timm_csg.differentiate(model, mechanism="icnn")
+    if layout(name) == "NLC" and math.isqrt(features[0].shape[1]) ** 2 != features[0].shape[1]:
+        with pytest.raises(ValueError, match="use a model without class and register tokens, or mechanism='csg'"):
+            model(images)
+    else:
+        assert model(images).shape == (2, 3)
 
 
 @pytest.mark.parametrize("name", [name for name in timm.list_models() if matches(name, LISTS)])
