@@ -286,6 +286,21 @@ def test_extra_convolution_starts_as_the_identity_and_learns(make_model, images,
     assert with_conv.mechanism.conv.weight.grad.any()
 
 
+@pytest.mark.parametrize("kind", ["none", "depthwise", "full"])
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_trains_with_amp_and_measures_half_precision_features(make_model, images, targets, kind, variant):
+    model = timm_csg.differentiate(make_model(), mechanism="icnn", extra_conv=kind, variant=variant).train()
+    loop = timm_csg.TrainingMixin()
+    loop.schedule = timm_csg.Joint()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = loop.losses(model, images, targets, torch.nn.functional.cross_entropy)
+        features = model.forward_features(images)
+    losses["loss"].backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+    assert features.dtype == torch.bfloat16
+    assert model.mechanism(features).isfinite().all()  # outside autocast, as a measure of stored features does
+
+
 def test_icnn_loads_in_plain_timm_without_its_mask(make_model, images, tmp_path):
     model = timm_csg.differentiate(make_model(), mechanism="icnn", extra_conv="depthwise").eval()
     timm_csg.save_pretrained(model, tmp_path)

@@ -172,7 +172,7 @@ class InterpretableFilters(Mechanism):
             maps = maps.transpose(1, 2).unflatten(2, (side, side))
         elif self.channels_last:
             maps = maps.permute(0, 3, 1, 2)
-        return maps if self.conv is None else F.relu(self.conv(maps))
+        return maps if self.conv is None else F.relu(self.conv(maps.to(self.conv.weight.dtype)))
 
     def _like(self, maps: Tensor, features: Tensor) -> Tensor:
         if features.ndim == 3:
