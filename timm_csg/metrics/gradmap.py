@@ -56,21 +56,16 @@ def gradmap(
         for images, targets, masks in batches(loader, objects):
             images = images.to(device).requires_grad_()
             with torch.enable_grad():
-                features = seen_maps(model, images)
-                means = features.flatten(2).mean(dim=2)
-                chosen = means.gather(1, strongest[targets].to(device))
-                gradients = [
-                    torch.autograd.grad(chosen[:, index].sum(), images, retain_graph=index + 1 < chosen.shape[1])[0]
-                    for index in range(chosen.shape[1])
-                ]
-            height, width = images.shape[2:]
-            blur_y, blur_x = (_blur(side, sigma, device) for side in (height, width))
+                means = seen_maps(model, images).flatten(2).mean(dim=2)
+                chosen = means.gather(1, strongest[targets].to(device)).sum(dim=0)
+            blur_y, blur_x = (_blur(side, sigma, device) for side in images.shape[2:])
             total = torch.zeros(len(images))
-            for gradient in gradients:
+            for index in range(len(chosen)):
+                (gradient,) = torch.autograd.grad(chosen[index], images, retain_graph=index + 1 < len(chosen))
                 length = gradient.float().norm(dim=1)
                 length = length / length.square().mean(dim=(1, 2), keepdim=True).sqrt()
                 total += overlap((blur_y @ length @ blur_x.T > threshold).cpu(), masks)
-            scores.append(total / len(gradients))
+            scores.append(total / len(chosen))
             classes.append(targets)
             seen.append(masks.flatten(1).any(dim=1))
             if progress is not None:
