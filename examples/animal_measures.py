@@ -14,18 +14,19 @@ from timm_csg.metrics.receptive_field import ReceptiveField
 
 
 @torch.inference_mode()
-def answers(model: nn.Module, test: Pictures, field: ReceptiveField) -> tuple[Peaks, torch.Tensor]:
-    """Where each filter answers most in each picture, behind the mask if there is one, and the logits."""
+def answers(model: nn.Module, test: Pictures, field: ReceptiveField) -> tuple[Peaks, torch.Tensor, torch.Tensor]:
+    """Where each filter answers most in each picture, behind the mask if there is one; sums of its map; logits."""
     model.eval()
-    peaks, logits = [], []
+    peaks, sums, logits = [], [], []
     for rows in torch.arange(len(test.targets)).split(50):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             features = model.forward_features(as_stored(test.whole[rows]))
             logits.append(model.forward_head(features).float())
             seen = model.mechanism(features) if getattr(model, "mechanism", None) is not None else features
         peaks.append(peak_places(seen.float(), field.centre_y, field.centre_x))
+        sums.append(seen.float().sum(dim=(2, 3)))
     strength, place = (torch.cat(parts) for parts in zip(*peaks, strict=True))
-    return Peaks(strength, place, test.targets, (SIZE, SIZE)), torch.cat(logits)
+    return Peaks(strength, place, test.targets, (SIZE, SIZE)), torch.cat(sums), torch.cat(logits)
 
 
 def landmarks(test: Pictures, annotations: Path) -> torch.Tensor:
@@ -39,15 +40,15 @@ def landmarks(test: Pictures, annotations: Path) -> torch.Tensor:
 def evaluate(model: nn.Module, test: Pictures, annotations: Path, field: ReceptiveField) -> dict:
     """Accuracy, and location instability against the centres of head and legs, in image diagonals.
 
-    A filter's own class is that with the strongest mean peak. Pictures in which a filter is silent do not count, nor
-    classes with fewer than eight others; ``*_silent_too`` counts them all, as the paper does. To compare with:
-    ``middle``, a filter that always answers in the middle, and ``shuffled``, the landmarks of the next picture of the
-    class.
+    A filter's own class is the paper's category, that with the largest mean sum of its map. Pictures in which a filter
+    is silent do not count, nor classes with fewer than eight others; ``*_silent_too`` counts them all, as the paper
+    does. To compare with: ``middle``, a filter that always answers in the middle, and ``shuffled``, the landmarks of
+    the next picture of the class.
     """
-    peaks, logits = answers(model, test, field)
+    peaks, sums, logits = answers(model, test, field)
     points, classes = landmarks(test, annotations), int(test.targets.max()) + 1
     members = [(test.targets == index).nonzero()[:, 0] for index in range(classes)]
-    own = torch.stack([peaks.strength[rows].mean(dim=0) for rows in members]).argmax(dim=0)
+    own = torch.stack([sums[rows].mean(dim=0) for rows in members]).argmax(dim=0)
     result = {"accuracy": float((logits.argmax(dim=1) == test.targets).float().mean())}
     for name, drop_silent in (("", True), ("_silent_too", False)):
         found = location_instability(peaks, points, classes, drop_silent=drop_silent)
@@ -63,4 +64,5 @@ def evaluate(model: nn.Module, test: Pictures, annotations: Path, field: Recepti
     shuffled = location_instability(peaks, points[following], classes, drop_silent=True)
     result |= {"instability_middle": float(fixed.per_class.nanmean())}
     result |= {"instability_shuffled": float(shuffled.per_class.nanmean())}
+    result["saturated"] = float((peaks.strength >= 6).float().mean())  # ReLU6 cuts peaks off
     return result | {"silent": float((peaks.strength <= 0).float().mean())}
