@@ -37,16 +37,20 @@ def landmarks(test: Pictures, annotations: Path) -> torch.Tensor:
     return (marks.points[:, columns] - corner[:, None]) / (opposite - corner)[:, None] * SIZE
 
 
-def evaluate(model: nn.Module, test: Pictures, annotations: Path, field: ReceptiveField) -> dict:
+def evaluate(
+    model: nn.Module, test: Pictures, annotations: Path, field: ReceptiveField, *, one_class: bool = False
+) -> dict:
     """Accuracy, and location instability against the centres of head and legs, in image diagonals.
 
     A filter's own class is the paper's category, that with the largest mean sum of its map. Pictures in which a filter
     is silent do not count, nor classes with fewer than eight others; ``*_silent_too`` counts them all, as the paper
     does. To compare with: ``middle``, a filter that always answers in the middle, and ``shuffled``, the landmarks of
-    the next picture of the class.
+    the next picture of the class. With ``one_class`` the instability is that of class 1 alone.
     """
     peaks, sums, logits = answers(model, test, field)
     points, classes = landmarks(test, annotations), int(test.targets.max()) + 1
+    if one_class:
+        points[test.targets == 0] = torch.nan
     members = [(test.targets == index).nonzero()[:, 0] for index in range(classes)]
     own = torch.stack([sums[rows].mean(dim=0) for rows in members]).argmax(dim=0)
     result = {"accuracy": float((logits.argmax(dim=1) == test.targets).float().mean())}
@@ -62,7 +66,10 @@ def evaluate(model: nn.Module, test: Pictures, annotations: Path, field: Recepti
     for rows in members:
         following[rows] = rows.roll(1)
     shuffled = location_instability(peaks, points[following], classes, drop_silent=True)
-    result |= {"instability_middle": float(fixed.per_class.nanmean())}
-    result |= {"instability_shuffled": float(shuffled.per_class.nanmean())}
+    shuffled = shuffled._replace(deviations=shuffled.deviations.masked_fill(shuffled.images < 8, torch.nan))
+    for name, found in (("middle", fixed), ("shuffled", shuffled)):
+        result[f"instability_{name}"] = float(found.per_class.nanmean())
+        result[f"instability_best_class_{name}"] = found.multi_class
+    result["instability_own_class_shuffled"] = float(shuffled.by_owner(own).nanmean())
     result["saturated"] = float((peaks.strength >= 6).float().mean())  # ReLU6 cuts peaks off
     return result | {"silent": float((peaks.strength <= 0).float().mean())}

@@ -16,7 +16,7 @@ from pathlib import Path
 import timm
 import torch
 from animal_measures import evaluate
-from animal_pictures import SIZE, frozen_features
+from animal_pictures import SIZE, frozen_features, one_against_others
 
 import timm_csg
 from timm_csg import checkpoint
@@ -35,15 +35,22 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--cache", type=Path, default=Path("animal_features.pt"), help="another one with --objects")
     parser.add_argument("--objects", action="store_true", help="cut the main object out of every picture")
+    parser.add_argument(
+        "--one-class", metavar="NAME", help="a net that tells this class from the others, as the paper has"
+    )
     parser.add_argument("--validate", action="store_true", help="hold out 18 training pictures a class, test on these")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args(arguments)
     torch.manual_seed(args.seed)
-    model = timm.create_model(args.weights, pretrained=":" in args.weights, num_classes=20, output_stride=16)
+    model = timm.create_model(
+        args.weights, pretrained=":" in args.weights, num_classes=2 if args.one_class else 20, output_stride=16
+    )
     model.pretrained_cfg.update(input_size=(3, SIZE, SIZE), crop_pct=1.0, crop_mode="squash")  # for who loads it later
     torch.nn.init.zeros_(model.classifier.weight)
     field = receptive_field(model, SIZE)
     train, test = frozen_features(model, args.data, args.cache, objects=args.objects, validate=args.validate)
+    if args.one_class:
+        train, test = one_against_others(train, args.one_class), one_against_others(test, args.one_class)
     recipe, loop = RECIPES.get(args.recipe), timm_csg.TrainingMixin()
     if recipe:
         config = type(recipe.mechanism).from_dict(recipe.mechanism.to_dict() | args.option)
@@ -77,7 +84,8 @@ def main(arguments: list[str] | None = None) -> dict:
         shown = {name: round(value.item(), 3) for name, value in (losses or {"loss": loss}).items() if not value.ndim}
         print(f"epoch {epoch + 1}: {shown}, {time.perf_counter() - start:.0f} s", flush=True)
     result = {"recipe": args.recipe, "data": "ILSVRC DET animal parts", "seed": args.seed, "epochs": args.epochs}
-    result |= {"options": json.dumps(args.option), **evaluate(model, test, args.data / "annotations.csv", field)}
+    found = evaluate(model, test, args.data / "annotations.csv", field, one_class=bool(args.one_class))
+    result |= {"options": json.dumps(args.option), "one_class": args.one_class or "", **found}
     del model.forward_features
     if recipe:
         timm_csg.save_pretrained(model, args.output, metrics=result)

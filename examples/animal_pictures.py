@@ -112,6 +112,17 @@ def frozen_features(
     return train.select((~held_out).nonzero()[:, 0]), train.select(held_out.nonzero()[:, 0])
 
 
+def one_against_others(pictures: Pictures, name: str, *, others: int = 3) -> Pictures:
+    """The pictures of one class with label 1, and ``others`` times as many of the other classes with label 0."""
+    is_member = torch.tensor([file.split("/")[0] == name for file in pictures.names])
+    if not is_member.any():
+        raise ValueError(f"there are no pictures of {name!r}; classes are the folders in the archives.")
+    rest = (~is_member).nonzero()[:, 0]
+    drawn = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(0))[: others * int(is_member.sum())]]
+    rows = torch.cat([is_member.nonzero()[:, 0], drawn])
+    return pictures.select(rows)._replace(targets=is_member[rows].long())
+
+
 def as_stored(features: Tensor) -> Tensor:
     """In the memory format of the model."""
     return features.contiguous(memory_format=torch.channels_last)
