@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import timm
 import torch
+from animal_features import frozen_features
 from animal_measures import evaluate
-from animal_pictures import SIZE, frozen_features, one_against_others
+from animal_pictures import SIZE, one_against_others
+from animal_training import train_last_stage
 
 import timm_csg
 from timm_csg import checkpoint
@@ -35,54 +36,26 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--cache", type=Path, default=Path("animal_features.pt"), help="another one with --objects")
     parser.add_argument("--objects", action="store_true", help="cut the main object out of every picture")
-    parser.add_argument(
-        "--one-class", metavar="NAME", help="a net that tells this class from the others, as the paper has"
-    )
+    parser.add_argument("--one-class", metavar="NAME", help="a net for this class against the others, as the paper has")
     parser.add_argument("--validate", action="store_true", help="hold out 18 training pictures a class, test on these")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args(arguments)
     torch.manual_seed(args.seed)
-    model = timm.create_model(
-        args.weights, pretrained=":" in args.weights, num_classes=2 if args.one_class else 20, output_stride=16
-    )
+    classes = 2 if args.one_class else 20
+    model = timm.create_model(args.weights, pretrained=":" in args.weights, num_classes=classes, output_stride=16)
     model.pretrained_cfg.update(input_size=(3, SIZE, SIZE), crop_pct=1.0, crop_mode="squash")  # for who loads it later
     torch.nn.init.zeros_(model.classifier.weight)
     field = receptive_field(model, SIZE)
     train, test = frozen_features(model, args.data, args.cache, objects=args.objects, validate=args.validate)
     if args.one_class:
         train, test = one_against_others(train, args.one_class), one_against_others(test, args.one_class)
-    recipe, loop = RECIPES.get(args.recipe), timm_csg.TrainingMixin()
+    recipe = RECIPES.get(args.recipe)
     if recipe:
         config = type(recipe.mechanism).from_dict(recipe.mechanism.to_dict() | args.option)
-        model, loop.schedule = timm_csg.differentiate(model, mechanism=config), timm_csg.Joint()
+        model = timm_csg.differentiate(model, mechanism=config)
     model = model.to(memory_format=torch.channels_last)
     model.forward_features = lambda cached: model.bn2(model.conv_head(model.blocks[6](cached)))  # the rest is frozen
-    trained = [model.blocks[6], model.conv_head, model.bn2]
-    groups = [
-        {"params": [p for module in trained for p in module.parameters()], "lr": 2e-4},
-        {"params": list(model.classifier.parameters()), "lr": 2e-3},
-    ]
-    if recipe and list(model.mechanism.parameters()):
-        groups.append({"params": list(model.mechanism.parameters()), "lr": recipe.gate_lr / 3, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
-    steps, rates = args.epochs * (len(train.targets) // args.batch_size), [group["lr"] for group in groups]
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps, pct_start=0.15, cycle_momentum=False)
-    if recipe:
-        loop.attach(optimizer, model)
-    criterion, start = torch.nn.functional.cross_entropy, time.perf_counter()
-    for epoch in range(args.epochs):
-        loop.set_epoch(epoch)
-        model.train()
-        for cached, targets in train.epoch(epoch, args.batch_size):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                losses = loop.losses(model, cached, targets, criterion) if recipe else {}
-                loss = losses["loss"] if recipe else criterion(model(cached), targets)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            scheduler.step()
-        shown = {name: round(value.item(), 3) for name, value in (losses or {"loss": loss}).items() if not value.ndim}
-        print(f"epoch {epoch + 1}: {shown}, {time.perf_counter() - start:.0f} s", flush=True)
+    train_last_stage(model, train, recipe, epochs=args.epochs, batch_size=args.batch_size)
     result = {"recipe": args.recipe, "data": "ILSVRC DET animal parts", "seed": args.seed, "epochs": args.epochs}
     found = evaluate(model, test, args.data / "annotations.csv", field, one_class=bool(args.one_class))
     result |= {"options": json.dumps(args.option), "one_class": args.one_class or "", **found}

@@ -1,4 +1,4 @@
-"""The animal pictures of animal_parts.py: read, and passed through the frozen layers once."""
+"""The animal pictures of animal_parts.py: read, cut out, and in batches."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import v2
 
-from timm_csg.metrics.landmarks import Annotations, read_annotations
+from timm_csg.metrics.landmarks import Annotations
 
 SIZE, CROPS = 160, 10
 RESIZE = v2.Resize((SIZE, SIZE), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
@@ -40,16 +40,6 @@ def crop_objects(pictures: list[Tensor], marks: Annotations, *, margin: float = 
     return cut, regions.float()
 
 
-@torch.no_grad()
-def _through_frozen(model: nn.Module, pictures: list[Tensor], transform: nn.Module) -> Tensor:
-    found = []
-    for start in range(0, len(pictures), 64):
-        images = torch.stack([transform(picture) for picture in pictures[start : start + 64]]).float() / 127.5 - 1
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found.append(model.blocks[:6](model.bn1(model.conv_stem(images))).bfloat16())
-    return torch.cat(found).contiguous(memory_format=torch.channels_last)
-
-
 class Pictures(NamedTuple):
     """Features of pictures behind the frozen layers: of the whole picture, and of random crops for training.
 
@@ -72,44 +62,6 @@ class Pictures(NamedTuple):
         """Shuffled batches of one crop of every picture; whole batches only."""
         for rows in torch.randperm(len(self.targets)).split(batch_size)[: len(self.targets) // batch_size]:
             yield as_stored(self.crops[epoch % len(self.crops)][rows]), self.targets[rows]
-
-
-def frozen_features(
-    model: nn.Module, data: Path, cache: Path, *, objects: bool, validate: bool
-) -> tuple[Pictures, Pictures]:
-    """Training and test pictures, or their main objects cut out.
-
-    With ``validate``, 18 training pictures of each class stand in for the test pictures.
-    """
-    if not cache.is_file():
-        torch.manual_seed(0)
-        model.eval()
-        made = {}
-        for split in ("train", "test"):
-            pictures, made[f"{split}_names"] = read_pictures(data / f"{split}.tar")
-            made[f"{split}_regions"] = torch.tensor([[0.0, 0, *picture.shape[:0:-1]] for picture in pictures])
-            if objects:
-                marks = read_annotations(data / "annotations.csv").select(made[f"{split}_names"])
-                pictures, made[f"{split}_regions"] = crop_objects(pictures, marks)
-            made[split] = _through_frozen(model, pictures, RESIZE)
-            crops = range(CROPS if split == "train" else 0)
-            made[f"{split}_crops"] = [_through_frozen(model, pictures, RANDOM_CROP) for _ in crops]
-        torch.save(made, cache)
-    made = torch.load(cache, weights_only=True)
-    found = []
-    for split in ("train", "test"):
-        names = made[f"{split}_names"]
-        classes = sorted({name.split("/")[0] for name in names})
-        targets = torch.tensor([classes.index(name.split("/")[0]) for name in names])
-        found.append(Pictures(made[split], made[f"{split}_crops"], targets, names, made[f"{split}_regions"]))
-    train, test = found
-    if not validate:
-        return train, test
-    held_out = torch.zeros(len(train.targets), dtype=torch.bool)
-    order = torch.randperm(len(train.targets), generator=torch.Generator().manual_seed(1))
-    for index in range(int(train.targets.max()) + 1):
-        held_out[order[train.targets[order] == index][:18]] = True
-    return train.select((~held_out).nonzero()[:, 0]), train.select(held_out.nonzero()[:, 0])
 
 
 def one_against_others(pictures: Pictures, name: str, *, others: int = 3) -> Pictures:

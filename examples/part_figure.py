@@ -15,8 +15,8 @@ from animal_pictures import RESIZE, SIZE, crop_objects, read_pictures
 from torch import Tensor, nn
 
 import timm_csg
+from timm_csg import metrics
 from timm_csg.mechanisms.templates import part_template
-from timm_csg.metrics.landmarks import read_annotations
 from timm_csg.metrics.location_instability import peak_places
 from timm_csg.metrics.receptive_field import receptive_field
 
@@ -62,28 +62,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--filters", type=int, default=6)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args(arguments)
-
     raw, names = read_pictures(args.data / "test.tar")
     if args.objects:
-        raw, _ = crop_objects(raw, read_annotations(args.data / "annotations.csv").select(names))
-    pictures = torch.stack([RESIZE(picture) for picture in raw])
-    classes = sorted({name.split("/")[0] for name in names})
-    targets = torch.tensor([classes.index(name.split("/")[0]) for name in names])
-    after = timm_csg.from_pretrained(args.icnn).eval()
-    before = timm.create_model(f"local-dir:{args.standard}", pretrained=True).eval()
-    found = [strongest_places(model, pictures) for model in (before, after)]
+        raw, _ = crop_objects(raw, metrics.read_annotations(args.data / "annotations.csv").select(names))
+    pictures, folders = torch.stack([RESIZE(picture) for picture in raw]), [name.split("/")[0] for name in names]
+    targets = torch.tensor([sorted(set(folders)).index(folder) for folder in folders])
+    after = timm_csg.from_pretrained(args.icnn)
+    before = timm.create_model(f"local-dir:{args.standard}", pretrained=True)
+    found = [strongest_places(model.eval(), pictures) for model in (before, after)]
     chosen, beta = one_per_class(found[1][0], targets, args.filters), after.mechanism.config.beta
-    figure, grid = plt.subplots(
-        args.filters, 13, figsize=(13, args.filters * 1.06), width_ratios=[*[1] * 6, 0.2, *[1] * 6]
-    )
+    size, widths = (13, args.filters * 1.06), [*[1] * 6, 0.2, *[1] * 6]
+    figure, grid = plt.subplots(args.filters, 13, figsize=size, width_ratios=widths)
     for line, index in zip(grid, chosen, strict=True):
-        line[6].axis("off")
         for side, (strength, place) in enumerate(found):
             for axes, image in zip(line[7 * side :], strength[:, index].topk(6).indices, strict=False):
                 draw(axes, pictures[image], place[image, index], beta=beta, colour=("orange", "lime")[side])
+        line[6].axis("off")
         line[0].set_ylabel(f"filter {index}", fontsize=7)
-    grid[0, 2].set_title("ordinary fine-tuning", fontsize=9)
-    grid[0, 9].set_title("ICNN", fontsize=9)
+    for column, title in ((2, "ordinary fine-tuning"), (9, "ICNN")):
+        grid[0, column].set_title(title, fontsize=9)
     figure.subplots_adjust(0.02, 0.005, 0.998, 0.955, wspace=0.03, hspace=0.03)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.output, dpi=85)

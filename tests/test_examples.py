@@ -124,6 +124,8 @@ def test_animal_parts_measures_and_draws(run_example, tmp_path):
         assert 0 < result["instability_own_class"] < 1
     objects = [*common, "--objects", "--cache", tmp_path / "objects.pt"]
     run_example("animal_parts", *objects, "--recipe", "icnn", "--output", tmp_path / "objects")
+    with pytest.raises(ValueError, match="holds features of objects; give another --cache"):
+        run_example("animal_parts", *common, "--cache", tmp_path / "objects.pt", "--output", tmp_path / "wrong")
     regions = torch.load(tmp_path / "objects.pt")["test_regions"]
     assert regions[0].tolist() == [0, 5, 52, 43]  # a margin of a tenth
     assert timm_csg.from_pretrained(tmp_path / "icnn").mechanism.name == "icnn"
