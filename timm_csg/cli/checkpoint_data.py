@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset
 from timm_csg.cli.data import Digits, Loader, class_names, open_split
 from timm_csg.cli.distributed import find_device
 from timm_csg.cli.images import CheckedImages
-from timm_csg.cli.settings import DIGITS, TrainSettings, add_arguments
+from timm_csg.cli.settings import DIGITS, TrainSettings, add_arguments, given_options
 from timm_csg.hub import from_pretrained
 from timm_csg.hub_errors import explained
 from timm_csg.manifest import CONFIG, CheckpointError, NoMechanismError
@@ -48,6 +48,11 @@ class CheckpointAndData(NamedTuple):
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that say where the images are, those of ``timm-csg train``, and ``--plugin``."""
     add_arguments(parser, only=DATA_OPTIONS)
+    add_plugin_argument(parser)
+
+
+def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
+    """``--plugin``, for ``import_plugins``."""
     parser.add_argument(
         "--plugin",
         action="append",
@@ -74,7 +79,7 @@ def settings_of(namespace: argparse.Namespace, checkpoint: str) -> TrainSettings
     Raises:
         ValueError: If an option is wrong, or the settings of the run are damaged.
     """
-    given = {name: getattr(namespace, name) for name in DATA_OPTIONS if hasattr(namespace, name)}
+    given = given_options(namespace, DATA_OPTIONS)
     trained = run_settings(checkpoint)
     if trained is None:
         return TrainSettings(**given).resolved()

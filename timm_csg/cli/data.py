@@ -13,6 +13,7 @@ from timm.data import create_dataset, create_loader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from timm_csg import metrics
 from timm_csg.cli.distributed import GlobalBatches, Processes
 from timm_csg.cli.images import CheckedImages, check_folders, classes_by_name, labels_as_in_training
 from timm_csg.cli.settings import DIGITS, TrainSettings
@@ -121,7 +122,7 @@ def load_data(settings: TrainSettings, data_config: dict[str, Any], processes: P
     if processes.count > 1:
         batches = GlobalBatches(len(train), settings.batch_size, seed=settings.seed, processes=processes)
         train_loader = _with_sampler(train_loader, batch_sampler=batches)
-        share = range(processes.rank, len(validation), processes.count)
+        share = metrics.ShardSampler(len(validation), rank=processes.rank, world_size=processes.count)
         own_validation = _with_sampler(validation_loader, sampler=share, batch_size=settings.batch_size)
     description = f"{settings.data}: {len(train):,} training and {len(validation):,} validation images"
     description = f"{description}, {len(names)} classes"

@@ -39,6 +39,7 @@ from timm_csg.cli.groups import GROUPS, choose_groups
 from timm_csg.cli.measures import Subject
 from timm_csg.cli.measures_optional import ATTACKS
 from timm_csg.cli.results import free_folder, write_json
+from timm_csg.cli.settings import given_options
 from timm_csg.model import is_differentiated
 from timm_csg.version import __version__
 
@@ -157,7 +158,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_evaluate(namespace: argparse.Namespace, console: Console, *, quiet: bool) -> int:
     """Evaluate, print the table, and say where the files are."""
-    data_options = {name: getattr(namespace, name) for name in DATA_OPTIONS if hasattr(namespace, name)}
+    data_options = given_options(namespace, DATA_OPTIONS)
     named = [_short(data_options["data"])] if data_options.get("data") is not None else []
     output = namespace.output or free_folder("evaluate", *named)
     results = evaluate(

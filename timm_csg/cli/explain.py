@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from timm_csg import explain as methods_module
 from timm_csg.checkpoint import replacing
-from timm_csg.cli.checkpoint_data import import_plugins, input_config, load_model, run_settings
+from timm_csg.cli.checkpoint_data import add_plugin_argument, import_plugins, input_config, load_model, run_settings
 from timm_csg.cli.data import class_names as names_of
 from timm_csg.cli.data import open_split
 from timm_csg.cli.distributed import find_device
-from timm_csg.cli.settings import DIGITS, TrainSettings, add_arguments
+from timm_csg.cli.settings import DIGITS, TrainSettings, add_arguments, given_options
 from timm_csg.explain import PredictionExplanation
 from timm_csg.plots import overlay
 from timm_csg.plots.report.pictures import displayable
@@ -205,9 +205,7 @@ def add_explain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", metavar="CLASS", help="name or number of the class to explain (default: predicted)")
     parser.add_argument("--top", type=int, default=5, help="filters for each image (default: 5)")
     parser.add_argument("--output", type=Path, default=Path("explained"), help="folder for the pictures (explained)")
-    parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE", help="Python file or module to import first"
-    )
+    add_plugin_argument(parser)
     add_arguments(parser, only=_OPTIONS)
 
 
@@ -221,7 +219,7 @@ def run_explain(namespace: argparse.Namespace, console: Console) -> int:
         top=namespace.top,
         output=namespace.output,
         plugins=namespace.plugin,
-        **{name: getattr(namespace, name) for name in _OPTIONS if hasattr(namespace, name)},
+        **given_options(namespace, _OPTIONS),
     )
     console.print(explanation_table(found, namespace.checkpoint))
     count = sum(len(each.pictures) for each in found)

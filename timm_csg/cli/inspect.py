@@ -16,7 +16,7 @@ from timm.models import get_model_input_config, is_model
 from torch import Tensor, nn
 
 from timm_csg import explain, metrics
-from timm_csg.cli.checkpoint_data import checkpoint_folder, import_plugins
+from timm_csg.cli.checkpoint_data import add_plugin_argument, checkpoint_folder, import_plugins
 from timm_csg.head import find_classifier, probe_head
 from timm_csg.hub import from_pretrained
 from timm_csg.hub_errors import explained
@@ -88,7 +88,7 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("model", nargs="+", help="timm model name, checkpoint folder, or Hub repository user/name")
     parser.add_argument("--json", action="store_true", help="print JSON: one object, or a list of several")
-    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="Python file or module to import")
+    add_plugin_argument(parser)
 
 
 def run_inspect(namespace: argparse.Namespace, console: Console) -> int:

@@ -15,6 +15,7 @@ from timm_csg import metrics
 from timm_csg.cli.data import Loader
 from timm_csg.metrics import Activations
 from timm_csg.model import is_differentiated
+from timm_csg.stage import is_channels_last
 
 _MOST_ESTIMATES = 5e8  # values of all halves together that the interval of the MIS may take
 
@@ -218,7 +219,7 @@ class _HeadOnly(nn.Module):
 
     def as_map(self, pooled: Tensor) -> Tensor:
         """Maps of one position."""
-        return pooled[:, None, None] if str(self.output_fmt) == "NHWC" else pooled[:, :, None, None]
+        return pooled[:, None, None] if is_channels_last(self) else pooled[:, :, None, None]
 
     def forward_features(self, features: Tensor) -> Tensor:
         """The features as they are."""

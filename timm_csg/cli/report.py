@@ -23,7 +23,7 @@ from timm_csg.cli.checkpoint_data import (
     settings_of,
 )
 from timm_csg.cli.data import Data
-from timm_csg.cli.settings import STANDARD, TrainSettings
+from timm_csg.cli.settings import STANDARD, TrainSettings, given_options
 from timm_csg.manifest import CONFIG
 
 REPORT = "report.html"
@@ -153,7 +153,7 @@ def run_report(namespace: argparse.Namespace, console: Console, *, quiet: bool) 
         plugins=namespace.plugin,
         console=console,
         quiet=quiet,
-        **{name: getattr(namespace, name) for name in DATA_OPTIONS if hasattr(namespace, name)},
+        **given_options(namespace, DATA_OPTIONS),
     )
     size = path.stat().st_size / 1e6
     console.print(f"{path} ({size:.1f} MB): open it in a browser", soft_wrap=True, highlight=False)

@@ -196,6 +196,11 @@ def add_arguments(parser: argparse.ArgumentParser, *, only: Collection[str] | No
         parser.add_argument(flag, dest=item.name, **extra)
 
 
+def given_options(namespace: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
+    """Those of the options that were given on the command line; ``add_arguments`` leaves no value for the others."""
+    return {name: getattr(namespace, name) for name in names if hasattr(namespace, name)}
+
+
 def _words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
