@@ -21,6 +21,24 @@ def _through_frozen(model: nn.Module, pictures: list[Tensor], transform: nn.Modu
     return torch.cat(found).contiguous(memory_format=torch.channels_last)
 
 
+def _compute(model: nn.Module, data: Path, *, objects: bool) -> dict:
+    """What the cache holds; the same random crops whatever the seed of the training, whose numbers are left alone."""
+    model.eval()
+    made = {"objects": objects}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for split in ("train", "test"):
+            pictures, made[f"{split}_names"] = read_pictures(data / f"{split}.tar")
+            made[f"{split}_regions"] = torch.tensor([[0.0, 0, *picture.shape[:0:-1]] for picture in pictures])
+            if objects:
+                marks = read_annotations(data / "annotations.csv").select(made[f"{split}_names"])
+                pictures, made[f"{split}_regions"] = crop_objects(pictures, marks)
+            made[split] = _through_frozen(model, pictures, RESIZE)
+            crops = range(CROPS if split == "train" else 0)
+            made[f"{split}_crops"] = [_through_frozen(model, pictures, RANDOM_CROP) for _ in crops]
+    return made
+
+
 def frozen_features(
     model: nn.Module, data: Path, cache: Path, *, objects: bool, validate: bool
 ) -> tuple[Pictures, Pictures]:
@@ -31,21 +49,11 @@ def frozen_features(
     Raises:
         ValueError: If ``cache`` holds the other kind.
     """
-    if not cache.is_file():
-        torch.manual_seed(0)
-        model.eval()
-        made = {"objects": objects}
-        for split in ("train", "test"):
-            pictures, made[f"{split}_names"] = read_pictures(data / f"{split}.tar")
-            made[f"{split}_regions"] = torch.tensor([[0.0, 0, *picture.shape[:0:-1]] for picture in pictures])
-            if objects:
-                marks = read_annotations(data / "annotations.csv").select(made[f"{split}_names"])
-                pictures, made[f"{split}_regions"] = crop_objects(pictures, marks)
-            made[split] = _through_frozen(model, pictures, RESIZE)
-            crops = range(CROPS if split == "train" else 0)
-            made[f"{split}_crops"] = [_through_frozen(model, pictures, RANDOM_CROP) for _ in crops]
+    if cache.is_file():
+        made = torch.load(cache, weights_only=True)
+    else:
+        made = _compute(model, data, objects=objects)
         torch.save(made, cache)
-    made = torch.load(cache, weights_only=True)
     if made["objects"] != objects:
         kind = "objects" if made["objects"] else "whole pictures"
         raise ValueError(f"{cache} holds features of {kind}; give another --cache, or remove it.")

@@ -8,8 +8,9 @@ import torch
 from animal_pictures import SIZE, Pictures, as_stored
 from torch import nn
 
+from timm_csg.metrics.collect import accuracy
 from timm_csg.metrics.landmarks import read_annotations
-from timm_csg.metrics.location_instability import Peaks, location_instability, peak_places
+from timm_csg.metrics.location_instability import LocationInstability, Peaks, location_instability, peak_places
 from timm_csg.metrics.receptive_field import ReceptiveField
 
 
@@ -37,6 +38,11 @@ def landmarks(test: Pictures, annotations: Path) -> torch.Tensor:
     return (marks.points[:, columns] - corner[:, None]) / (opposite - corner)[:, None] * SIZE
 
 
+def _of_eight_or_more(found: LocationInstability) -> LocationInstability:
+    """Without the values of fewer than eight pictures."""
+    return found._replace(deviations=found.deviations.masked_fill(found.images < 8, torch.nan))
+
+
 def evaluate(
     model: nn.Module, test: Pictures, annotations: Path, field: ReceptiveField, *, one_class: bool = False
 ) -> dict:
@@ -53,10 +59,9 @@ def evaluate(
         points[test.targets == 0] = torch.nan
     members = [(test.targets == index).nonzero()[:, 0] for index in range(classes)]
     own = torch.stack([sums[rows].mean(dim=0) for rows in members]).argmax(dim=0)
-    result = {"accuracy": float((logits.argmax(dim=1) == test.targets).float().mean())}
+    result = {"accuracy": accuracy(logits, test.targets)}
     for name, drop_silent in (("", True), ("_silent_too", False)):
-        found = location_instability(peaks, points, classes, drop_silent=drop_silent)
-        found = found._replace(deviations=found.deviations.masked_fill(found.images < 8, torch.nan))
+        found = _of_eight_or_more(location_instability(peaks, points, classes, drop_silent=drop_silent))
         result[f"instability{name}"] = float(found.per_class.nanmean())
         result[f"instability_own_class{name}"] = float(found.by_owner(own).nanmean())
         result[f"instability_best_class{name}"] = found.multi_class
@@ -65,8 +70,7 @@ def evaluate(
     following = torch.empty_like(test.targets)
     for rows in members:
         following[rows] = rows.roll(1)
-    shuffled = location_instability(peaks, points[following], classes, drop_silent=True)
-    shuffled = shuffled._replace(deviations=shuffled.deviations.masked_fill(shuffled.images < 8, torch.nan))
+    shuffled = _of_eight_or_more(location_instability(peaks, points[following], classes, drop_silent=True))
     for name, found in (("middle", fixed), ("shuffled", shuffled)):
         result[f"instability_{name}"] = float(found.per_class.nanmean())
         result[f"instability_best_class_{name}"] = found.multi_class
