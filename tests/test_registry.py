@@ -29,7 +29,7 @@ HEADS = {
     "halonet_h1": "linear",
     "test_byobnet": "linear",
     "convmixer_768_32": "linear",
-    "test_convnext": "pooled",
+    "test_convnext": "normed",
     "cpubone_nano": "map",
     "cspnext_tiny": "linear",
     "csatv2": "pooled",

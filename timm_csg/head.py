@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,16 @@ from torch import Tensor, nn
 from timm_csg.mechanisms.base import HeadKind
 from timm_csg.stage import is_channels_last
 
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
 
-@torch.no_grad()
+
+class HeadTraits(NamedTuple):
+    """What ``probe_head`` found; both are those of ``mechanisms.Head``."""
+
+    kind: HeadKind
+    pools_by_mean: bool = False
+
+
 def probe_head(model: Any, num_filters: int) -> HeadKind:
     """Find out, on a small random map, what kind of head a plain model has; modes and random state stay as they are.
 
@@ -22,17 +30,23 @@ def probe_head(model: Any, num_filters: int) -> HeadKind:
         num_filters: Width of its features.
 
     Returns:
-        ``"linear"``, ``"pooled"`` or ``"map"``, see ``mechanisms.Head``; ``"map"``, which is right for every head, also
-        where nothing can be computed yet because the weights are on the meta device.
+        ``"linear"``, ``"normed"``, ``"pooled"`` or ``"map"``, see ``mechanisms.Head``; ``"map"``, which is right for
+        every head, also where nothing can be computed yet because the weights are on the meta device.
 
     Example:
         >>> import timm
         >>> probe_head(timm.create_model("test_resnet"), 96), probe_head(timm.create_model("test_convnext"), 64)
-        ('linear', 'pooled')
+        ('linear', 'normed')
     """
+    return probe_traits(model, num_filters).kind
+
+
+@torch.no_grad()
+def probe_traits(model: Any, num_filters: int) -> HeadTraits:
+    """``probe_head``, and whether the head takes the mean over positions."""
     parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     if parameter.device.type == "meta":
-        return "map"
+        return HeadTraits("map")
     generator = torch.Generator().manual_seed(0)
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -45,16 +59,16 @@ def probe_head(model: Any, num_filters: int) -> HeadKind:
             channels_last = len(shape) == 3 or is_channels_last(model)
             row = torch.rand(num_filters, generator=generator).to(parameter)
             try:
-                return _head_kind(model, features, row if channels_last else row[:, None, None], row)
+                return _traits(model, features, row if channels_last else row[:, None, None], row)
             except (RuntimeError, ValueError, IndexError):
                 continue  # a head for tokens refuses a map, and the other way round
     finally:
         for module, training in modes.items():
             module.training = training
-    return "map"
+    return HeadTraits("map")
 
 
-def _head_kind(model: Any, features: Tensor, row_of_map: Tensor, row: Tensor) -> HeadKind:
+def _traits(model: Any, features: Tensor, row_of_map: Tensor, row: Tensor) -> HeadTraits:
     tolerance = 1e-3 if features.dtype in (torch.float32, torch.float64) else 5e-2
 
     def same(found: Tensor, expected: Tensor) -> bool:
@@ -66,19 +80,22 @@ def _head_kind(model: Any, features: Tensor, row_of_map: Tensor, row: Tensor) ->
     with nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: called.append(module)):
         logits = model.forward_head(features).flatten(1)
     # A fresh batch norm looks linear, and is not once its statistics have moved.
-    learns_between = any(module is not classifier and _has_own_state(module) for module in called)
+    between = [module for module in called if module is not classifier and _has_own_state(module)]
     is_linear = isinstance(classifier, nn.Linear) or (
         isinstance(classifier, nn.Conv2d) and classifier.kernel_size == (1, 1) and classifier.groups == 1
     )
-    if is_linear and not learns_between and classifier.weight.shape[1] == row.numel() == pooled.shape[1]:
+    positions = tuple(range(1, features.ndim - 1)) if features.ndim == 3 or is_channels_last(model) else (2, 3)
+    mean = features.mean(dim=positions, keepdim=True)
+    if is_linear and classifier.weight.shape[1] == row.numel() == pooled.shape[1]:
+        fits = same(logits, F.linear(pooled, classifier.weight.flatten(1), classifier.bias))
         gated = model.forward_head(features * row_of_map, pre_logits=True).flatten(1)
-        if same(gated, pooled * row) and same(logits, F.linear(pooled, classifier.weight.flatten(1), classifier.bias)):
-            return "linear"
-    if features.ndim == 4:
-        mean = features.mean(dim=(1, 2) if is_channels_last(model) else (2, 3), keepdim=True)
-        if same(model.forward_head(mean, pre_logits=True).flatten(1), pooled):
-            return "pooled"
-    return "map"
+        if fits and not between and same(gated, pooled * row):
+            return HeadTraits("linear", same(pooled, mean.flatten(1)))
+        if fits and between and all(isinstance(module, _NORMS) for module in between):
+            return HeadTraits("normed")
+    if features.ndim == 4 and same(model.forward_head(mean, pre_logits=True).flatten(1), pooled):
+        return HeadTraits("pooled")
+    return HeadTraits("map")
 
 
 def find_classifier(model: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeGuard
 
 from torch import Tensor, nn
 
-from timm_csg.head import find_classifier, probe_head
+from timm_csg.head import HeadTraits, find_classifier, probe_traits
 from timm_csg.mechanisms.base import Head, HeadKind, Mechanism, MechanismConfig, resolve_config
 from timm_csg.stage import check_supported, is_channels_last
 
@@ -46,7 +46,7 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
 
     mechanism: Mechanism
     _plain_class: ClassVar[type[nn.Module]]
-    _head_kind: HeadKind | None = None
+    _head_traits: HeadTraits | None = None
 
     def forward(
         self, x: Tensor, targets: Tensor | None = None, *, paths: Sequence[str] | None = None, **kwargs: Any
@@ -73,7 +73,7 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         standard = self.forward_head(features) if "standard" in paths else None
         if "gated" not in paths:
             return PathOutputs(standard, None, {})
-        head = self._head()
+        head = self.read_head()
         is_known = standard is not None and not self.mechanism.paths_differ
         gated = standard if is_known else self._gated_logits(features, targets, head)
         return PathOutputs(standard, gated, self.mechanism.losses(features, targets, head))
@@ -81,7 +81,7 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
     def forward_head(self, features: Tensor, *args: Any, targets: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Timm's ``forward_head``, seen through the mechanism if there are targets or it needs none at inference."""
         if targets is not None and not args and not kwargs:
-            return self._gated_logits(features, targets, self._head())
+            return self._gated_logits(features, targets, self.read_head())
         if targets is not None or self.mechanism.acts_without_targets:
             features = self.mechanism(features, targets)
         logits: Tensor = super().forward_head(features, *args, **kwargs)
@@ -96,33 +96,42 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         if targets is None and self.mechanism.needs_targets:
             raise ValueError(
                 f"the gated path of mechanism {self.mechanism.name!r} needs targets here: call model(images, targets), "
-                "or differentiate with gating='competitive', which needs none."
+                "or use mechanism='assigned', which needs none."
             )
         return self.mechanism.gated_logits(features, targets, head)
 
-    def _head(self) -> Head:
+    def read_head(self) -> Head:
+        """timm's own head, as the mechanism sees it; kind and weight are only looked up for mechanisms that read it."""
         plain_head = super().forward_head
-        kind = self.head_kind if self.mechanism.reads_head else "map"
-        classifier = find_classifier(self) if kind == "linear" else None
+        traits = self._probe() if self.mechanism.reads_head else HeadTraits("map")
+        classifier = find_classifier(self) if traits.kind in ("linear", "normed") else None
         return Head(
-            kind=kind,
+            kind=traits.kind,
             logits=plain_head,
             pooled=functools.partial(plain_head, pre_logits=True),
             weight=None if classifier is None else classifier.weight.flatten(1),
             bias=None if classifier is None else classifier.bias,
+            pools_by_mean=traits.pools_by_mean,
         )
+
+    def _probe(self) -> HeadTraits:
+        if self._head_traits is None:
+            num_filters = self.mechanism.num_filters
+            with plain(self):
+                traits = probe_traits(self, num_filters)
+            if next(self.parameters()).device.type == "meta":
+                return traits  # cannot be probed yet; "map" is right for every head, only slower
+            self._head_traits = traits
+        return self._head_traits
 
     @property
     def head_kind(self) -> HeadKind:
         """How the logits depend on the map, see ``mechanisms.Head``; probed once on a small random map."""
-        if self._head_kind is None:
-            num_filters = self.mechanism.num_filters
-            with plain(self):
-                kind = probe_head(self, num_filters)
-            if next(self.parameters()).device.type == "meta":
-                return kind  # cannot be probed yet; "map" is right for every head, only slower
-            self._head_kind = kind
-        return self._head_kind
+        return self._probe().kind
+
+    def project_(self) -> None:
+        """Bring the mechanism's parameters, and what it masks in the classifier, back into their feasible set."""
+        self.mechanism.project_(self.read_head())
 
     def reset_classifier(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
         """Timm's ``reset_classifier``; the mechanism is made anew with it, since its classes are no longer the same.
@@ -138,7 +147,7 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         made = _make_mechanism(self, num_classes, type(self.mechanism), self.mechanism.config)
         super().reset_classifier(num_classes, *args, **kwargs)
         self.mechanism = made
-        self._head_kind = None
+        self._head_traits = None
         _probe_in_advance(self)
         _logger.info("classifier and mechanism %s made anew for %d classes", self.mechanism.name, num_classes)
 
@@ -243,7 +252,7 @@ def undifferentiate(model: nn.Module) -> nn.Module:
         raise ValueError(f"{type(model).__name__} is not differentiated, so there is nothing to undo.")
     timm_model: Any = model
     del timm_model.mechanism
-    timm_model.__dict__.pop("_head_kind", None)
+    timm_model.__dict__.pop("_head_traits", None)
     timm_model.__class__ = model._plain_class
     return model
 

@@ -95,7 +95,7 @@ class TrainingMixin:
         if outputs.gated is not None and (outputs.standard is None or mechanism.paths_differ):
             terms["gated"] = criterion(outputs.gated, targets)
         weights = mechanism.loss_weights()
-        parts = [weights[name] * term for name, term in terms.items()]
+        parts = [weights[name] * term for name, term in terms.items() if not _is_zero(weights[name])]
         if outputs.standard is not None:
             terms["standard"] = criterion(outputs.standard, targets)
             parts.append(terms["standard"])
@@ -109,7 +109,7 @@ class TrainingMixin:
 
     def after_step(self, model: nn.Module) -> None:
         """Project the mechanism's parameters and count the step; ``attach`` does it after every optimizer step."""
-        _inner(model).mechanism.project_()
+        _inner(model).project_()
         self.progress = replace(self.progress, step=self.progress.step + 1)
 
     def attach(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> RemovableHandles:
@@ -173,6 +173,11 @@ class TrainingMixin:
                 "set loop.schedule first."
             )
         self.progress = progress
+
+
+def _is_zero(weight: float | Tensor) -> bool:
+    """Whether a term is only shown, not trained on."""
+    return isinstance(weight, (int, float)) and weight == 0
 
 
 class RemovableHandles:

@@ -10,7 +10,7 @@ from reference import csg as reference
 
 from timm_csg import ClassSpecificGate, CSGConfig
 from timm_csg.mechanisms.csg import foreign_loss, project_gate_, sparsity_loss
-from timm_csg.mechanisms.targets import gate_rows
+from timm_csg.mechanisms.targets import target_rows
 
 ENTRIES = st.floats(-3, 3, width=32) | st.sampled_from([0.0, -0.0, 1.0, 1e-30, -1e-30, 1e30, float("nan")])
 
@@ -171,7 +171,7 @@ def test_foreign_loss_equals_the_literal_sum_and_spares_the_gate(gate, seed):
 def test_row_of_an_index_is_that_row(gate, data):
     targets = torch.tensor(data.draw(st.lists(st.integers(0, len(gate) - 1), min_size=1, max_size=6)))
     expected = torch.tensor([reference.row(torch.tensor(gate), target) for target in targets])
-    torch.testing.assert_close(gate_rows(torch.tensor(gate), targets), expected, rtol=0, atol=0)
+    torch.testing.assert_close(target_rows(torch.tensor(gate), targets), expected, rtol=0, atol=0)
 
 
 @given(gates(st.floats(0, 1, width=32)), st.data())
@@ -180,7 +180,7 @@ def test_row_of_several_classes_is_the_strongest(gate, data):
     targets = torch.tensor(data.draw(st.lists(rows, min_size=1, max_size=6)))
     expected = torch.tensor([reference.row(torch.tensor(gate), target) for target in targets])
     for form in (targets, targets.bool(), targets.float()):
-        torch.testing.assert_close(gate_rows(torch.tensor(gate), form), expected, rtol=0, atol=0)
+        torch.testing.assert_close(target_rows(torch.tensor(gate), form), expected, rtol=0, atol=0)
 
 
 @given(gates(st.floats(0, 1, width=32)), st.data())
@@ -188,19 +188,19 @@ def test_row_of_soft_targets_is_the_mixture(gate, data):
     raw = data.draw(st.lists(st.floats(0.01, 1), min_size=len(gate), max_size=len(gate)))
     targets = (torch.tensor(raw) / sum(raw))[None]
     expected = torch.tensor([reference.row(torch.tensor(gate), targets[0])])
-    torch.testing.assert_close(gate_rows(torch.tensor(gate), targets), expected)
+    torch.testing.assert_close(target_rows(torch.tensor(gate), targets), expected)
 
 
 def test_soft_and_multi_hot_rows_may_share_a_batch():
     gate = torch.tensor([[1.0, 0.0], [0.5, 1.0]])
     targets = torch.tensor([[0.5, 0.5], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
-    assert gate_rows(gate, targets).tolist() == [[0.75, 0.5], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]
+    assert target_rows(gate, targets).tolist() == [[0.75, 0.5], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_soft_targets_in_low_precision_are_still_soft(dtype):
     targets = torch.full((1, 10), 0.1).to(dtype)
-    torch.testing.assert_close(gate_rows(torch.ones(10, 3), targets), torch.ones(1, 3), rtol=1e-2, atol=0)
+    torch.testing.assert_close(target_rows(torch.ones(10, 3), targets), torch.ones(1, 3), rtol=1e-2, atol=0)
 
 
 @settings(deadline=None)

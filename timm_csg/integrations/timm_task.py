@@ -135,7 +135,7 @@ class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[mi
             )
         super().update_ema(step)
         if self.has_ema():
-            _inner(self.get_trainable_module(ema=True)).mechanism.project_()  # an average of gates may peak below 1
+            _inner(self.get_trainable_module(ema=True)).project_()  # an average of gates may peak below 1
 
     def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> DifferentiationTask:
         """Wrap in DistributedDataParallel, which must look for unused parameters where not all steps take both paths.

@@ -1,5 +1,6 @@
 """Mechanisms: what acts between the last conv stage and the head. One paper, one file."""
 
+from timm_csg.mechanisms.assigned import AssignedConfig, AssignedFilters
 from timm_csg.mechanisms.base import (
     Head,
     Mechanism,
@@ -12,6 +13,8 @@ from timm_csg.mechanisms.csg import ClassSpecificGate, CSGConfig
 from timm_csg.mechanisms.icnn import ICNNConfig, InterpretableFilters
 
 __all__ = [
+    "AssignedConfig",
+    "AssignedFilters",
     "CSGConfig",
     "Chain",
     "ChainConfig",

@@ -8,20 +8,22 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
-HeadKind = Literal["linear", "pooled", "map"]
+HeadKind = Literal["linear", "normed", "pooled", "map"]
 
 
 class Head(NamedTuple):
     """A timm model's own head, as a mechanism sees it.
 
     Attributes:
-        kind: ``"linear"`` if the logits are ``pooled @ weight.T + bias`` with one pooled value per filter; ``"pooled"``
-            if the head sees the map only through its spatial mean (pool → norm or MLP → classifier); ``"map"``
-            otherwise.
+        kind: ``"linear"`` if the logits are ``pooled @ weight.T + bias`` with one pooled value per filter; ``"normed"``
+            if there is only a norm layer between pooling and classifier, so that each weight still belongs to one
+            filter; ``"pooled"`` if the head sees the map only through its spatial mean (pool → MLP → classifier);
+            ``"map"`` otherwise.
         logits: timm's ``forward_head``, features → [batch, classes].
         pooled: timm's ``forward_head(pre_logits=True)``, features → [batch, filters] where ``kind`` is ``"linear"``.
-        weight: Classifier weight [classes, filters] where ``kind`` is ``"linear"``, else None.
+        weight: Classifier weight [classes, filters] where ``kind`` is ``"linear"`` or ``"normed"``, else None.
         bias: Classifier bias [classes] or None.
+        pools_by_mean: Whether ``pooled`` in eval mode, for ``"linear"``, is the mean over positions.
     """
 
     kind: HeadKind
@@ -29,6 +31,7 @@ class Head(NamedTuple):
     pooled: Callable[[Tensor], Tensor]
     weight: Tensor | None
     bias: Tensor | None
+    pools_by_mean: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +115,13 @@ class Mechanism(nn.Module):
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch, counted from 0; ``TrainingMixin.losses`` calls this, also again for the same epoch."""
 
-    def project_(self) -> None:
-        """Bring the parameters back into their feasible set, after an optimizer step."""
+    def project_(self, head: Head | None = None) -> None:
+        """Bring the parameters back into their feasible set, after an optimizer step.
+
+        Args:
+            head: The model's head, of which a mechanism may project the classifier's weight; None: only its own
+                parameters.
+        """
 
     def class_filter_matrix(self) -> Tensor | None:
         """How much each filter serves each class, [classes, filters] in [0, 1], detached; None where undefined."""

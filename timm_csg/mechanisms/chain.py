@@ -142,10 +142,10 @@ class Chain(Mechanism):
         for member in self._ordered:
             member.set_epoch(epoch)
 
-    def project_(self) -> None:
+    def project_(self, head: Head | None = None) -> None:
         """Project all members' parameters."""
         for member in self._ordered:
-            member.project_()
+            member.project_(head)
 
     def class_filter_matrix(self) -> Tensor | None:
         """That of the last member that has one: a gate's, rather than the categories of part filters before it."""

@@ -25,7 +25,7 @@ from timm_csg.mechanisms.base import (
     check_fraction,
     register_mechanism,
 )
-from timm_csg.mechanisms.targets import gate_rows
+from timm_csg.mechanisms.targets import target_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +223,7 @@ class ClassSpecificGate(Mechanism):
         """Features seen through the rows of the targets' classes; unchanged without targets."""
         if targets is None:
             return features
-        rows = gate_rows(self.gate, targets)
+        rows = target_rows(self.gate, targets)
         if rows.shape[0] != features.shape[0]:
             raise ValueError(f"there are {features.shape[0]} images but {rows.shape[0]} targets.")
         return features * self.along_filters(rows, features)
@@ -272,7 +272,7 @@ class ClassSpecificGate(Mechanism):
             "foreign": self.config.foreign_weight,
         }
 
-    def project_(self) -> None:
+    def project_(self, head: Head | None = None) -> None:
         """Divide each filter by its largest class and clip to [0, 1]; see ``project_gate_``."""
         project_gate_(self.gate)
 

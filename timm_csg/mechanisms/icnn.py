@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, check_choice, check_fraction, register_mechanism
-from timm_csg.mechanisms.targets import gate_rows
+from timm_csg.mechanisms.targets import target_rows
 from timm_csg.mechanisms.templates import (
     centre_of_gravity,
     information_terms,
@@ -198,7 +198,7 @@ class InterpretableFilters(Mechanism):
             return {}
         with torch.autocast(features.device.type, enabled=False):
             maps = self.maps(features).float()
-            membership = gate_rows(torch.eye(self.num_classes, device=maps.device), targets)
+            membership = target_rows(torch.eye(self.num_classes, device=maps.device), targets)
             with torch.no_grad():
                 if self.training:
                     self._observe(maps, membership)

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def gate_rows(gate: Tensor, targets: Tensor) -> Tensor:
-    """One row of the gate per image, for any of the three kinds of targets.
+def target_rows(matrix: Tensor, targets: Tensor) -> Tensor:
+    """The row of a class-filter matrix that each image's target stands for, for any of the three kinds of targets.
 
     Args:
-        gate: Gate matrix [classes, filters].
+        matrix: Class-filter matrix [classes, filters].
         targets: Class indices [batch]; or [batch, classes]: floating-point rows that sum to 1 are soft targets (mixup,
             label smoothing) and mix the rows; rows of zeros and ones with another sum are multi-hot and take the
             largest entry over the classes present.
@@ -24,36 +24,50 @@ def gate_rows(gate: Tensor, targets: Tensor) -> Tensor:
         ValueError: If their shape or values fit none of the three kinds.
 
     Example:
-        >>> gate = torch.tensor([[1.0, 0.0], [0.5, 1.0]])
-        >>> gate_rows(gate, torch.tensor([1]))
+        >>> matrix = torch.tensor([[1.0, 0.0], [0.5, 1.0]])
+        >>> target_rows(matrix, torch.tensor([1]))
         tensor([[0.5000, 1.0000]])
-        >>> gate_rows(gate, torch.tensor([[0.5, 0.5]]))
+        >>> target_rows(matrix, torch.tensor([[0.5, 0.5]]))
         tensor([[0.7500, 0.5000]])
-        >>> gate_rows(gate, torch.tensor([[1, 1]]))
+        >>> target_rows(matrix, torch.tensor([[1, 1]]))
         tensor([[1., 1.]])
     """
-    num_classes = gate.shape[0]
+    num_classes = matrix.shape[0]
     if not isinstance(targets, Tensor) or targets.is_complex():
         raise TypeError(
             f"targets must be a tensor of class indices, soft targets or multi-hot rows, but are {type(targets)}."
         )
     if targets.ndim == 1 and not targets.is_floating_point() and targets.dtype != torch.bool:
         _check_indices(targets, num_classes)
-        return F.embedding(targets.long(), gate)
+        return F.embedding(targets.long(), matrix)
     if targets.ndim != 2 or targets.shape[1] != num_classes:
         raise ValueError(
             f"targets must be integer class indices [batch] or rows [batch, {num_classes}], but are "
             f"{str(targets.dtype).removeprefix('torch.')} of shape {list(targets.shape)}."
         )
-    weights = targets.to(gate.dtype)
+    weights = targets.to(matrix.dtype)
     if not targets.is_floating_point():
         _check_rows(weights, multi_hot=torch.ones_like(weights[:, 0], dtype=torch.bool))
-        return _strongest_row(gate, weights)
+        return _strongest_row(matrix, weights)
     multi_hot = (weights.sum(dim=1) - 1).abs() > 1e-2
     _check_rows(weights, multi_hot)
     if _can_look(targets) and not multi_hot.any():
-        return weights @ gate
-    return torch.where(multi_hot[:, None], _strongest_row(gate, weights), weights @ gate)
+        return weights @ matrix
+    return torch.where(multi_hot[:, None], _strongest_row(matrix, weights), weights @ matrix)
+
+
+def is_soft(targets: Tensor) -> bool:
+    """Whether targets are rows of probabilities: floating point, each with a sum of 1.
+
+    Inside a compiled call, where values cannot be looked at, all floating-point rows count as such.
+
+    Example:
+        >>> is_soft(torch.tensor([[0.7, 0.3]])), is_soft(torch.tensor([[1.0, 1.0]])), is_soft(torch.tensor([1, 0]))
+        (True, False, False)
+    """
+    if targets.ndim != 2 or not targets.is_floating_point():
+        return False
+    return not _can_look(targets) or bool(((targets.sum(dim=1) - 1).abs() <= 1e-2).all())
 
 
 def _check_indices(targets: Tensor, num_classes: int) -> None:
@@ -92,9 +106,9 @@ def _check_rows(weights: Tensor, multi_hot: Tensor) -> None:
         )
 
 
-def _strongest_row(gate: Tensor, weights: Tensor) -> Tensor:
-    """Largest gate entry over the classes present; some classes at a time, all at once would be batch × gate."""
-    rows = weights.new_zeros(weights.shape[0], gate.shape[1])
-    for present, part in zip(weights.split(32, dim=1), gate.split(32), strict=True):
+def _strongest_row(matrix: Tensor, weights: Tensor) -> Tensor:
+    """Largest entry over the classes present; some classes at a time, all at once would be batch × matrix."""
+    rows = weights.new_zeros(weights.shape[0], matrix.shape[1])
+    for present, part in zip(weights.split(32, dim=1), matrix.split(32), strict=True):
         rows = torch.maximum(rows, (present[:, :, None] * part).amax(dim=1))
     return rows

@@ -1,0 +1,306 @@
+"""Which filters belong to which class: one pass over training pictures, correlations, and an optimal assignment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from timm.utils.model import unwrap_model
+from torch import Tensor, nn
+
+from timm_csg.mechanisms.assigned import SHARED_FILTERS, AssignedFilters
+from timm_csg.mechanisms.targets import target_rows
+from timm_csg.metrics._model import evaluating, seen_features
+from timm_csg.model import DifferentiatedModel
+
+_logger = logging.getLogger(__name__)
+
+
+class ResponseSums(NamedTuple):
+    """Sums over pictures, from which everything else follows; float64, they add up over batches and processes.
+
+    Attributes:
+        count: Number of pictures, a scalar.
+        response: Sum of each filter's response [filters].
+        response_squared: Sum of its square [filters].
+        target: Sum of each class's target: its number of pictures, or its share in soft targets [classes].
+        target_squared: Sum of its square [classes].
+        product: Sum of target × response [classes, filters].
+    """
+
+    count: Tensor
+    response: Tensor
+    response_squared: Tensor
+    target: Tensor
+    target_squared: Tensor
+    product: Tensor
+
+    @classmethod
+    def of(cls, responses: Tensor, targets: Tensor, num_classes: int) -> ResponseSums:
+        """The sums of one batch.
+
+        Args:
+            responses: [batch, filters].
+            targets: Class indices [batch], soft or multi-hot rows [batch, classes].
+            num_classes: Classes.
+        """
+        responses = responses.to(torch.float64 if responses.device.type != "mps" else torch.float32)
+        rows = target_rows(torch.eye(num_classes).to(responses), targets)
+        count = responses.new_tensor(len(responses))
+        return cls(
+            count, responses.sum(0), responses.square().sum(0), rows.sum(0), rows.square().sum(0), rows.T @ responses
+        )
+
+    def plus(self, other: ResponseSums) -> ResponseSums:
+        """The sums of both."""
+        return ResponseSums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def mean(self) -> Tensor:
+        """Mean of each filter's response [filters]."""
+        return self.response / self.count
+
+    def deviation(self) -> Tensor:
+        """Standard deviation of each filter's response [filters]; 0 for one that is constant but for rounding."""
+        mean_square = self.response_squared / self.count
+        variance = mean_square - self.mean().square()
+        return torch.where(variance > 1e-12 * mean_square, variance, 0.0).sqrt()
+
+
+def correlation(sums: ResponseSums) -> Tensor:
+    """Correlation of every filter's response with "is this class": the point-biserial one for class indices.
+
+    Args:
+        sums: Over the pictures.
+
+    Returns:
+        Pearson correlations in [-1, 1], float64 [classes, filters]; 0 for constant filters and for classes that all
+        pictures or none have.
+
+    Example:
+        >>> responses = torch.tensor([[1.0, 5.0], [1.0, 5.0], [0.0, 5.0], [0.0, 5.0]])
+        >>> correlation(ResponseSums.of(responses, torch.tensor([0, 0, 1, 1]), num_classes=2))
+        tensor([[ 1.,  0.],
+                [-1.,  0.]], dtype=torch.float64)
+    """
+    share = sums.target / sums.count
+    covariance = sums.product / sums.count - share[:, None] * sums.mean()
+    spread = (sums.target_squared / sums.count - share.square()).clamp(min=0).sqrt()[:, None] * sums.deviation()
+    return torch.where(spread > 0, covariance / spread.clamp(min=1e-300), 0.0).clamp(-1, 1)
+
+
+def assign(correlations: Tensor, filters_per_class: int | None = None) -> Tensor:
+    """The assignment of filters to classes with the largest sum of correlations.
+
+    With enough filters each serves one class; the linear assignment problem is solved exactly (SciPy's
+    ``linear_sum_assignment``). With too few, every class gets ``filters_per_class`` filters in as many rounds, each
+    solved exactly, in which filters are shared by as few classes as possible.
+
+    Args:
+        correlations: [classes, filters].
+        filters_per_class: Filters of every class; the others stay unowned. None: all filters are shared out as equally
+            as their number allows; ``mechanisms.assigned.SHARED_FILTERS`` if there are fewer filters than classes.
+
+    Returns:
+        Bool [classes, filters]; every class owns a filter.
+
+    Raises:
+        ValueError: If a correlation is not finite, or ``filters_per_class`` is not between 1 and the filters.
+
+    Example:
+        >>> assign(torch.tensor([[0.75, 0.8, 0.1, 0.2], [0.7, 0.1, 0.0, 0.1]])).int()
+        tensor([[0, 1, 0, 1],
+                [1, 0, 1, 0]], dtype=torch.int32)
+    """
+    num_classes, num_filters = correlations.shape
+    if not correlations.isfinite().all():
+        raise ValueError("correlations must be finite; look for NaN in the features.")
+    if filters_per_class is None:
+        filters_per_class = None if num_filters >= num_classes else min(SHARED_FILTERS, num_filters)
+    elif not 1 <= filters_per_class <= num_filters:
+        raise ValueError(f"filters_per_class must lie between 1 and {num_filters} filters, but is {filters_per_class}.")
+    gains = correlations.double().cpu()
+    if filters_per_class is not None and filters_per_class * num_classes > num_filters:
+        return _shared(gains, filters_per_class)
+    fewest = filters_per_class or num_filters // num_classes
+    seats = torch.arange(num_classes).repeat(fewest)
+    bonus = torch.full((len(seats), 1), 4.0)  # more than any exchange can gain: every class gets its fewest first
+    if filters_per_class is None and num_filters % num_classes:
+        seats = torch.cat([seats, torch.arange(num_classes)])
+        bonus = torch.cat([bonus, torch.zeros(num_classes, 1)])
+    assignment = torch.zeros(num_classes, num_filters, dtype=torch.bool)
+    rows, columns = _solve(gains[seats] + bonus)
+    assignment[seats[rows], columns] = True
+    return assignment
+
+
+def _shared(gains: Tensor, filters_per_class: int) -> Tensor:
+    """Every class gets a filter that it does not own yet, ``filters_per_class`` times."""
+    num_classes, num_filters = gains.shape
+    assignment = torch.zeros(num_classes, num_filters, dtype=torch.bool)
+    for done in range(filters_per_class):
+        # Filters with room: so many classes that all places together just suffice.
+        most = -(-(done + 1) * num_classes // num_filters)
+        room = (most - assignment.sum(dim=0)).clamp(min=0)
+        places = torch.arange(num_filters).repeat_interleave(room)
+        rows, columns = _solve(gains.masked_fill(assignment, -1e6)[:, places])
+        assignment[rows, places[columns]] = True
+    return assignment
+
+
+def _solve(gains: Tensor) -> tuple[Tensor, Tensor]:
+    from scipy.optimize import linear_sum_assignment  # comes with scikit-learn; slow to import
+
+    rows, columns = linear_sum_assignment(gains.numpy(), maximize=True)
+    return torch.from_numpy(rows), torch.from_numpy(columns)
+
+
+class Assignment(NamedTuple):
+    """What ``assign_filters`` found.
+
+    Attributes:
+        matrix: Whether a class owns a filter, bool [classes, filters].
+        correlations: Of every filter's response with every class, float64 [classes, filters].
+    """
+
+    matrix: Tensor
+    correlations: Tensor
+
+    def __repr__(self) -> str:
+        counts = self.matrix.sum(dim=1)
+        unowned = int((~self.matrix.any(dim=0)).sum())
+        return (
+            f"Assignment({self.matrix.shape[1]} filters, {self.matrix.shape[0]} classes, {int(counts.min())} to "
+            f"{int(counts.max())} filters a class, {unowned} unowned, mean correlation with the owner "
+            f"{float(self.correlations[self.matrix].mean()):.2f})"
+        )
+
+
+def assign_filters(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    amp_dtype: torch.dtype | None = None,
+    progress: Callable[[int], None] | None = None,
+    distributed: bool = False,
+) -> Assignment:
+    """Give each class the filters that already respond to it, before training: one pass in eval mode.
+
+    The classifier, where it is masked, starts again from 0: negative weights, of a random start or of a dense classifier,
+    would teach a class's filters to be silent for it. Under torch.distributed call it in every process
+    with ``distributed=True``, each with a loader of its own share: sums are added up and all have the same assignment.
+
+    Args:
+        model: A model with the mechanism ``"assigned"``; its modes are left as found. Do this before making an EMA copy
+            of it.
+        loader: Training pictures, best without augmentation: yields (images, class indices, soft or multi-hot rows).
+        amp_dtype: Autocast dtype; None: no autocast.
+        progress: Called with the number of images after each batch.
+        distributed: Add up the sums of all processes of the running process group.
+
+    Returns:
+        The assignment, with the correlations that it follows from.
+
+    Raises:
+        TypeError: If the model has no assigned filters.
+        ValueError: If the loader yields nothing, a class has no pictures, or responses are not finite.
+
+    Example:
+        >>> import timm, timm_csg
+        >>> model = timm_csg.differentiate(timm.create_model("test_resnet"), 2, mechanism="assigned")
+        >>> assign_filters(model, [(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 1, 0]))]).matrix.sum(dim=1)
+        tensor([48, 48])
+    """
+    inner, mechanism = find_assigned(model)
+    sums = no_sums(mechanism)
+    for features, targets in features_of(inner, loader, amp_dtype=amp_dtype, progress=progress):
+        sums = sums.plus(ResponseSums.of(mechanism.responses(features, inner.read_head()), targets, len(sums.target)))
+    if distributed:
+        for part in sums:
+            dist.all_reduce(part)
+    return use_sums(inner, mechanism, sums)
+
+
+def use_sums(model: DifferentiatedModel, mechanism: AssignedFilters, sums: ResponseSums) -> Assignment:
+    """Assign the filters of a model by sums that are known already.
+
+    Raises:
+        ValueError: If there are no pictures, a class has none, or responses are not finite.
+    """
+    if not sums.count:
+        raise ValueError("the loader yields no images.")
+    if not all(bool(part.isfinite().all()) for part in sums):
+        bad = (~(sums.response + sums.response_squared).isfinite()).nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"the responses of {len(bad)} filters (the first: {bad[:1]}) are not finite, so the model's outputs cannot "
+            "be either; check its weights, or leave out AMP."
+        )
+    names = getattr(model, "pretrained_cfg", {}).get("label_names") or ()
+    empty = (sums.target == 0).nonzero()[:, 0].tolist()
+    if empty:
+        named = [str(names[index]) if len(names) == len(sums.target) else str(index) for index in empty]
+        raise ValueError(
+            f"every class needs pictures, but {len(empty)} of {len(sums.target)} have none ({', '.join(named[:5])}); "
+            "give pictures of these, or differentiate with fewer classes."
+        )
+    correlations = correlation(sums)
+    constant = int((sums.deviation() == 0).sum())
+    if constant:
+        _logger.info("%d filters respond to all pictures alike; they are handed out too", constant)
+    matrix = assign(correlations, mechanism.config.filters_per_class)
+    device = mechanism.assignment.device
+    mechanism.assign_(matrix.to(device), sums.mean().to(device), sums.deviation().to(device))
+    mechanism.restart_classifier_(model.read_head())
+    return Assignment(matrix, correlations.cpu())
+
+
+def no_sums(mechanism: AssignedFilters) -> ResponseSums:
+    """Sums over no pictures, on the device of the mechanism (float32 where that knows no float64)."""
+    device = mechanism.assignment.device
+    exact = torch.float64 if device.type != "mps" else torch.float32
+    classes, filters = (torch.zeros(size, dtype=exact, device=device) for size in mechanism.assignment.shape)
+    return ResponseSums(filters.new_zeros(()), filters, filters, classes, classes, classes[:, None] * filters)
+
+
+@torch.no_grad()
+def features_of(
+    model: DifferentiatedModel,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    amp_dtype: torch.dtype | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The stage's features of each batch in eval mode, as the head sees them, and the targets, on the model's device.
+
+    Code in the loop's body runs under the same autocast and without gradients.
+    """
+    device = next(model.parameters()).device
+    with evaluating(model):
+        for images, targets in loader:
+            with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+                yield seen_features(model, images.to(device, non_blocking=True)), targets.to(device)
+            if progress is not None:
+                progress(len(targets))
+
+
+def find_assigned(model: Any) -> tuple[DifferentiatedModel, AssignedFilters]:
+    """The differentiated model behind wrappers, and its assigned filters.
+
+    Raises:
+        TypeError: If there are none.
+    """
+    inner = unwrap_model(model)
+    if not isinstance(inner, DifferentiatedModel):
+        raise TypeError(
+            f"expected a differentiated model, but found {type(inner).__name__}; call "
+            "differentiate(model, num_classes, mechanism='assigned') first."
+        )
+    found = [module for module in inner.mechanism.modules() if isinstance(module, AssignedFilters)]
+    if not found:
+        raise TypeError(
+            f"expected a model with assigned filters, but its mechanism is {inner.mechanism.name!r}; "
+            "differentiate(model, num_classes, mechanism='assigned') has them."
+        )
+    return inner, found[0]

@@ -1,0 +1,317 @@
+"""Assigned filters: every filter of the last stage belongs to a class, and is trained to know that class alone.
+
+Ours. A binary class-filter matrix, from ``timm_csg.assign_filters``, says which filters are a class's own. Three things
+follow from it:
+
+* **Solo loss.** One filter is drawn for every class; the softmax over their standardised responses must name the
+  picture's class. Each filter has to know its class by itself. A sum over many filters would be right, and its loss
+  small, long before any one of them is. Relatives: the mutual-channel loss (Chang et al., 2020,
+  https://arxiv.org/abs/2002.04264), which takes the maximum over a class's channels; filter dropout, whose limit this
+  is; the N-pair loss (Sohn, NeurIPS 2016).
+* **Gated path.** The logit of a class is the mean of its own filters' responses: no label needed.
+* **Masked classifier.** After every optimizer step the classifier's weights on filters of other classes are set to 0.
+  So the standard path is plain timm's, uses a class's own filters for its logit, and a class without them is gone.
+
+A fixed assignment of features to classes, found from correlations before fine-tuning, is also what QPM has (Norrenbrock
+et al., ICLR 2025), with a binary head and shared features, and without a loss on single filters.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, check_fraction, register_mechanism
+from timm_csg.mechanisms.targets import is_soft, target_rows
+
+_logger = logging.getLogger(__name__)
+SHARED_FILTERS = 5
+"""Filters of each class where there are fewer filters than classes and the config names no number."""
+_NEVER = -1e4  # a logit that no softmax notices, also in half precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssignedConfig(MechanismConfig):
+    """Options of assigned filters.
+
+    Args:
+        filters_per_class: Filters that each class owns; the others serve no class and the masked classifier does not
+            use them. None: all filters are shared out; with fewer filters than classes, each class gets
+            ``SHARED_FILTERS`` of them, shared with as few others as possible.
+        solo_weight: Weight of the solo loss.
+        gated_weight: Weight of the criterion on the gated logits. 0: they are computed and measured, but not trained
+            on; summed evidence is right before single filters are, so it adds nothing.
+        mask_classifier: Whether the classifier may use a class's own filters only. Heads that are not pool → linear,
+            with at most a norm between, have no such weights, and no such mask.
+
+    Raises:
+        ValueError: If a value is out of its range.
+
+    Example:
+        >>> AssignedConfig(filters_per_class=5).solo_weight
+        3.0
+    """
+
+    filters_per_class: int | None = None
+    solo_weight: float = 3.0
+    gated_weight: float = 0.0
+    mask_classifier: bool = True
+
+    def __post_init__(self) -> None:
+        check_fraction("solo_weight", self.solo_weight)
+        check_fraction("gated_weight", self.gated_weight)
+        if self.filters_per_class is not None:
+            check_fraction("filters_per_class", self.filters_per_class, low=1)
+            if int(self.filters_per_class) != self.filters_per_class:
+                raise ValueError(f"filters_per_class must be a whole number or None, but is {self.filters_per_class}.")
+            object.__setattr__(self, "filters_per_class", int(self.filters_per_class))
+        if not isinstance(self.mask_classifier, bool):
+            raise ValueError(f"mask_classifier must be true or false, but is {self.mask_classifier!r}.")
+
+
+def solo_loss(evidence: Tensor, draws: Tensor, bias: Tensor, assignment: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy of one filter per class, mean over draws that use every owned filter.
+
+    In a draw, the logit of a class is the evidence of one of its filters. Where filters are shared by classes, a draw
+    can hold other filters that serve the picture's class as well; these are not held against it.
+
+    Args:
+        evidence: Standardised, scaled responses [batch, filters].
+        draws: Filter of each class in each draw, integers [draws, classes].
+        bias: Added to each class's logit [classes].
+        assignment: Whether a class owns a filter, bool [classes, filters].
+        targets: Class indices [batch], soft targets (cross entropy with them) or multi-hot rows (each class present
+            against all that are absent, mean over those present) [batch, classes].
+
+    Returns:
+        Scalar in nats, 0 or more.
+
+    Example:
+        >>> evidence = torch.tensor([[2.0, 1.0, 0.0, 0.0]])  # filters 0 and 1 belong to class 0, 2 and 3 to class 1
+        >>> own = torch.tensor([[True, True, False, False], [False, False, True, True]])
+        >>> solo_loss(evidence, torch.tensor([[0, 2], [1, 3]]), torch.zeros(2), own, torch.tensor([0]))
+        tensor(0.2201)
+    """
+    num_draws, num_classes = draws.shape
+    logits = evidence[:, draws.flatten()].unflatten(1, (num_draws, num_classes)) + bias
+    if is_soft(targets):
+        rows = targets.to(logits.dtype)[:, None].expand(-1, num_draws, -1)
+        return F.cross_entropy(logits.flatten(0, 1), rows.flatten(0, 1))
+    serves = target_rows(assignment.to(logits.dtype), targets)  # [batch, filters]
+    rivals = logits.masked_fill(serves[:, draws] > 0, _NEVER).logsumexp(dim=2, keepdim=True)
+    if targets.ndim == 1:
+        place = targets.long()[:, None, None].expand(-1, num_draws, 1)
+        return F.softplus(rivals - logits.gather(2, place)).mean()
+    present = targets.to(logits.dtype)[:, None] / num_draws
+    losses = (F.softplus(rivals - logits) * present).sum(dim=(1, 2))
+    return (losses / targets.sum(dim=1).clamp(min=1)).mean()
+
+
+def draw_table(assignment: Tensor) -> Tensor:
+    """Draws of one filter per class in which every owned filter occurs; classes with fewer filters repeat theirs.
+
+    Args:
+        assignment: Whether a class owns a filter, bool [classes, filters]; every class owns at least one.
+
+    Returns:
+        Filter of each class in each draw, integers [most filters of a class, classes].
+
+    Example:
+        >>> draw_table(torch.tensor([[True, True, False], [False, False, True]]))
+        tensor([[0, 2],
+                [1, 2]])
+    """
+    if assignment.is_meta:
+        return assignment.new_empty((1, len(assignment)), dtype=torch.long)
+    owned = [row.nonzero()[:, 0] for row in assignment]
+    longest = max(len(filters) for filters in owned)
+    columns = [filters.repeat(-(-longest // len(filters)))[:longest] for filters in owned]
+    return torch.stack(columns, dim=1)
+
+
+@torch.no_grad()
+def mask_classifier_(weight: Tensor, assignment: Tensor) -> Tensor:
+    """Set a classifier's weights on filters that a class does not own to 0, in place.
+
+    Args:
+        weight: Classifier weight [classes, filters], changed in place.
+        assignment: Whether a class owns a filter, bool [classes, filters].
+
+    Returns:
+        The same tensor.
+
+    Example:
+        >>> mask_classifier_(torch.ones(2, 2), torch.tensor([[True, False], [False, True]]))
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    return weight.masked_fill_(~assignment, 0)
+
+
+@register_mechanism("assigned", AssignedConfig)
+class AssignedFilters(Mechanism):
+    """Filters that each belong to a class; see ``AssignedConfig`` and the top of this file.
+
+    Until ``timm_csg.assign_filters`` has looked at training pictures, filters are handed out blindly, in turn: filter k
+    to class k modulo the number of classes.
+    """
+
+    config: AssignedConfig
+    assignment: Tensor
+    mean: Tensor
+    deviation: Tensor
+    draws: Tensor
+    assigned_from_data: Tensor
+
+    def __init__(
+        self, num_filters: int, num_classes: int, config: AssignedConfig, *, channels_last: bool = False
+    ) -> None:
+        super().__init__(num_filters, num_classes, config, channels_last=channels_last)
+        if (config.filters_per_class or 1) > num_filters:
+            raise ValueError(
+                f"filters_per_class must be at most the stage's {num_filters} filters, but is "
+                f"{config.filters_per_class}."
+            )
+        self.scale = nn.Parameter(torch.ones(num_filters))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+        blind = blind_assignment(num_classes, num_filters, config.filters_per_class)
+        self.register_buffer("assignment", blind)
+        self.register_buffer("mean", torch.zeros(num_filters))
+        self.register_buffer("deviation", torch.ones(num_filters))
+        self.register_buffer("assigned_from_data", torch.tensor(False))
+        self.register_buffer("draws", draw_table(blind), persistent=False)
+        self.is_blind = True
+        self.register_load_state_dict_post_hook(_read_assignment)
+
+    @property
+    def needs_targets(self) -> bool:
+        """The gated path needs no label."""
+        return False
+
+    @property
+    def reads_head(self) -> bool:
+        """Responses are what the head pools, and the classifier is masked."""
+        return True
+
+    @torch.no_grad()
+    def assign_(self, assignment: Tensor, mean: Tensor, deviation: Tensor) -> None:
+        """Take over an assignment and the statistics of the responses; what ``timm_csg.assign_filters`` calls.
+
+        Args:
+            assignment: Whether a class owns a filter, bool [classes, filters].
+            mean: Of each filter's response over training pictures [filters].
+            deviation: Its standard deviation [filters]; 0 where a filter is constant.
+
+        Raises:
+            ValueError: If a shape is another, a class owns no filter, or a statistic is not finite.
+        """
+        if assignment.shape != self.assignment.shape or assignment.dtype != torch.bool:
+            raise ValueError(
+                f"the assignment must be bool {list(self.assignment.shape)} [classes, filters], but is "
+                f"{assignment.dtype} {list(assignment.shape)}."
+            )
+        without = (~assignment.any(dim=1)).nonzero()[:, 0].tolist()
+        if without:
+            raise ValueError(f"every class must own a filter, but class {without[0]} owns none.")
+        if not (mean.isfinite().all() and deviation.isfinite().all()):
+            raise ValueError("means and deviations of the responses must be finite; look for NaN in the features.")
+        self.assignment.copy_(assignment)
+        self.mean.copy_(mean)
+        self.deviation.copy_(torch.where(deviation > 0, deviation, 1.0))
+        self.assigned_from_data.fill_(True)
+        _read_assignment(self)
+
+    def responses(self, features: Tensor, head: Head) -> Tensor:
+        """One response per picture and filter [batch, filters]: as the head pools it, or else the mean over places."""
+        if head.kind == "linear" and not head.pools_by_mean:
+            return head.pooled(features).flatten(1)
+        if features.ndim == 4 and not self.channels_last:
+            return features.mean(dim=(2, 3))
+        return features.flatten(1, -2).mean(dim=1)
+
+    def evidence(self, features: Tensor, head: Head) -> Tensor:
+        """Standardised, scaled responses, float32 or wider [batch, filters]."""
+        responses = self.responses(features, head)
+        responses = responses.to(torch.promote_types(responses.dtype, torch.float32))
+        return (responses - self.mean) / self.deviation * self.scale
+
+    def gated_logits(self, features: Tensor, targets: Tensor | None, head: Head) -> Tensor:
+        """Logits [batch, classes]: the mean evidence of a class's own filters, plus its bias."""
+        own = self.assignment.to(self.scale.dtype)
+        evidence = self.evidence(features, head)
+        return F.linear(evidence, (own / own.sum(dim=1, keepdim=True)).to(evidence.dtype), self.bias.to(evidence.dtype))
+
+    def losses(self, features: Tensor, targets: Tensor | None, head: Head) -> dict[str, Tensor]:
+        """``{"solo": ...}``, see ``solo_loss``; nothing without targets."""
+        if targets is None:
+            return {}
+        if self.is_blind and self.training and not torch.compiler.is_compiling():
+            self.is_blind = False  # say it once
+            _logger.warning(
+                "filters were handed out to classes blindly; call timm_csg.assign_filters(model, loader) before "
+                "training, so that each class gets the filters that already respond to it"
+            )
+        evidence = self.evidence(features, head)
+        return {"solo": solo_loss(evidence, self.draws, self.bias, self.assignment, targets)}
+
+    def loss_weights(self) -> dict[str, float | Tensor]:
+        """Those of ``"gated"`` and ``"solo"``."""
+        return {"gated": self.config.gated_weight, "solo": self.config.solo_weight}
+
+    @torch.no_grad()
+    def restart_classifier_(self, head: Head) -> None:
+        """Set a classifier that is masked to 0, so that training makes its weights on own filters positive."""
+        if head.weight is not None and self.config.mask_classifier:
+            head.weight.zero_()
+            if head.bias is not None:
+                head.bias.zero_()
+
+    @torch.no_grad()
+    def project_(self, head: Head | None = None) -> None:
+        """Keep scales positive, and the classifier on a class's own filters."""
+        self.scale.clamp_(min=1e-3)
+        if head is not None and head.weight is not None and self.config.mask_classifier:
+            mask_classifier_(head.weight, self.assignment)
+
+    def class_filter_matrix(self) -> Tensor:
+        """The assignment [classes, filters], zeros and ones."""
+        return self.assignment.to(self.scale.dtype)
+
+
+def blind_assignment(num_classes: int, num_filters: int, filters_per_class: int | None = None) -> Tensor:
+    """Filters dealt out in turn, whatever they respond to: the fixed table that both papers argue against.
+
+    Args:
+        num_classes: Classes.
+        num_filters: Filters.
+        filters_per_class: Filters of each class, see ``AssignedConfig``.
+
+    Returns:
+        Bool [classes, filters].
+
+    Example:
+        >>> blind_assignment(2, 3).int()
+        tensor([[1, 0, 1],
+                [0, 1, 0]], dtype=torch.int32)
+    """
+    assignment = torch.zeros(num_classes, num_filters, dtype=torch.bool)
+    if filters_per_class is None and num_filters >= num_classes:
+        assignment[torch.arange(num_filters) % num_classes, torch.arange(num_filters)] = True
+        return assignment
+    count = min(filters_per_class or SHARED_FILTERS, num_filters)
+    start = torch.arange(num_classes)[:, None] * count
+    stride = 1 + start // num_filters  # the next time round, a class shares each of its filters with another one
+    assignment.scatter_(1, (start + torch.arange(count) * stride) % num_filters, True)
+    return assignment
+
+
+def _read_assignment(mechanism: Any, _incompatible: Any = None) -> None:
+    """What follows from the buffers, after they have changed or been loaded."""
+    mechanism.draws = draw_table(mechanism.assignment)
+    if not mechanism.assigned_from_data.is_meta:
+        mechanism.is_blind = not bool(mechanism.assigned_from_data)
