@@ -45,7 +45,7 @@ def test_readme_gives_exactly_two_commands():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_bash_blocks_parse(page, monkeypatch):
     parsed = []
-    monkeypatch.setattr("timm_csg.cli._train", lambda namespace, console, quiet: parsed.append(namespace) or 0)
+    monkeypatch.setattr("timm_csg.cli.commands.train.run", lambda args: parsed.append(args) or 0)
     for _, code in blocks(page, "bash"):
         for line in code.replace("\\\n", " ").splitlines():
             command = line.rpartition("&& ")[2].split()

@@ -1,35 +1,44 @@
-"""Make timm models interpretable by training: ``timm_csg.differentiate(timm.create_model(...), num_classes)``."""
+"""Make timm models interpretable by training: ``timm_csg.differentiate(timm.create_model(...), num_classes)``.
+
+Names are imported on first use, so that ``timm-csg --help`` and ``timm_csg.__version__`` need no PyTorch.
+"""
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from timm_csg.checkpoint import load_checkpoint, save_pretrained
-from timm_csg.hub import from_pretrained, push_to_hub
-from timm_csg.hub_errors import HubError
-from timm_csg.manifest import CheckpointError
-from timm_csg.mechanisms import (
-    ChainConfig,
-    ClassSpecificGate,
-    CSGConfig,
-    ICNNConfig,
-    InterpretableFilters,
-    Mechanism,
-    MechanismConfig,
-    list_mechanisms,
-    register_mechanism,
-)
-from timm_csg.model import (
-    DifferentiatedModel,
-    PathOutputs,
-    differentiate,
-    is_differentiated,
-    plain,
-    undifferentiate,
-)
-from timm_csg.schedule import Alternating, Joint
-from timm_csg.stage import Stage, find_stage
-from timm_csg.training import Progress, TrainingMixin, param_groups
 from timm_csg.version import __version__
+
+if TYPE_CHECKING:
+    from timm_csg import explain as explain
+    from timm_csg import metrics as metrics
+    from timm_csg import plots as plots
+    from timm_csg import recipes as recipes
+    from timm_csg.checkpoint import load_checkpoint, save_pretrained
+    from timm_csg.hub import from_pretrained, push_to_hub
+    from timm_csg.hub_errors import HubError
+    from timm_csg.manifest import CheckpointError
+    from timm_csg.mechanisms import (
+        ChainConfig,
+        ClassSpecificGate,
+        CSGConfig,
+        ICNNConfig,
+        InterpretableFilters,
+        Mechanism,
+        MechanismConfig,
+        list_mechanisms,
+        register_mechanism,
+    )
+    from timm_csg.model import (
+        DifferentiatedModel,
+        PathOutputs,
+        differentiate,
+        is_differentiated,
+        plain,
+        undifferentiate,
+    )
+    from timm_csg.schedule import Alternating, Joint
+    from timm_csg.stage import Stage, find_stage
+    from timm_csg.training import Progress, TrainingMixin, param_groups
 
 __all__ = [
     "Alternating",
@@ -62,10 +71,49 @@ __all__ = [
     "save_pretrained",
     "undifferentiate",
 ]
+_MODULES = ("explain", "metrics", "plots", "recipes")
+# The modules that the names above come from.
+_NAMES = {
+    "checkpoint": ("load_checkpoint", "save_pretrained"),
+    "hub": ("from_pretrained", "push_to_hub"),
+    "hub_errors": ("HubError",),
+    "manifest": ("CheckpointError",),
+    "mechanisms": (
+        "CSGConfig",
+        "ChainConfig",
+        "ClassSpecificGate",
+        "ICNNConfig",
+        "InterpretableFilters",
+        "Mechanism",
+        "MechanismConfig",
+        "list_mechanisms",
+        "register_mechanism",
+    ),
+    "model": (
+        "DifferentiatedModel",
+        "PathOutputs",
+        "differentiate",
+        "is_differentiated",
+        "plain",
+        "undifferentiate",
+    ),
+    "schedule": ("Alternating", "Joint"),
+    "stage": ("Stage", "find_stage"),
+    "training": ("Progress", "TrainingMixin", "param_groups"),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Import ``timm_csg.explain``, ``metrics``, ``plots`` and ``recipes`` on first use."""
-    if name in ("explain", "metrics", "plots", "recipes"):
+def __getattr__(name: str) -> Any:
+    """Import a public name, or one of the modules, on first use."""
+    if name in _MODULES:
         return importlib.import_module(f"timm_csg.{name}")
-    raise AttributeError(f"module 'timm_csg' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'timm_csg' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"timm_csg.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

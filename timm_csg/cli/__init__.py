@@ -1,21 +1,35 @@
-"""The command line: ``timm-csg`` or ``python -m timm_csg``."""
+"""The command line: ``timm-csg`` or ``python -m timm_csg``.
+
+Parsing imports nothing heavy; each command imports what it needs when it runs.
+"""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-from rich.console import Console
 from rich.logging import RichHandler
 
+from timm_csg.cli.commands import COMMANDS
+from timm_csg.cli.terminal import (
+    INTERRUPTED,
+    Stopped,
+    TrainingError,
+    any_encoding,
+    forget_output,
+    make_console,
+    say,
+    stoppable,
+    unstoppable,
+)
 from timm_csg.version import __version__
 
-_INTERRUPTED = 130
-_QUIET = "no progress, no log lines; implied where the output is not a terminal"
+_QUIET = "print no progress and no log lines"
+_PIPE_CLOSED = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the program's name; None: ``sys.argv``.
 
     Returns:
-        Exit status: 0, 1 if training failed, 2 for wrong input, 130 when interrupted.
+        Exit status: 0, 1 if training failed, 2 for wrong input, 130 when interrupted, 143 when terminated.
     """
     if "MASTER_ADDR" in os.environ:  # started by torchrun, or with srun as its users do
         from timm_csg.cli.distributed import is_several, run_together
@@ -36,168 +50,95 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    parser = _parser()
-    namespace = parser.parse_args(arguments)
-    console = Console(stderr=False)
-    quiet = namespace.quiet or not console.is_terminal
-    logging.basicConfig(
-        level=logging.WARNING if quiet else logging.INFO,
-        format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_time=False)],
-    )
-    logging.getLogger("timm").setLevel(logging.WARNING)
-    from timm_csg.cli.engine import TrainingError
+    with any_encoding(), stoppable():
+        try:
+            args = _parse(arguments)
+            _start_logging(quiet=args.quiet)
+            return _run(args)
+        except KeyboardInterrupt as stop:
+            with unstoppable():
+                _say(str(stop) or "stopped.")
+                return stop.status if isinstance(stop, Stopped) else INTERRUPTED
 
-    run = {
-        "train": _train,
-        "evaluate": _evaluate,
-        "inspect": _inspect,
-        "explain": _explain,
-        "report": _report,
-        "push": _push,
-    }[namespace.command]
+
+def _run(args: argparse.Namespace) -> int:
     try:
-        return run(namespace, console, quiet)
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        _say(f"timm-csg {namespace.command}: {error}")
-        return 2
+        status: int = COMMANDS[args.command].run(args)
+    except BrokenPipeError:
+        forget_output()
+        return _PIPE_CLOSED
     except TrainingError as error:
-        _say(f"timm-csg {namespace.command}: {error}")
+        _say(f"timm-csg {args.command}: {error}")
         return 1
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        _say(f"timm-csg {args.command}: {error}")
+        return 2
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """Makes the list below the options when help is asked for: it takes imports that parsing does without."""
+
+    make_epilog: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        if self.make_epilog is not None:
+            self.epilog = self.make_epilog()
+        return super().format_help()
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        _refuse(parser, args.command, unknown)
+    return args
+
+
+def _refuse(parser: argparse.ArgumentParser, command: str, unknown: Sequence[str]) -> NoReturn:
+    """Say which argument is unknown, and which option is spelled alike."""
+    of_command = _commands(parser)[command]
+    known = [option for action in of_command._actions for option in action.option_strings]
+    alike = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+    of_command.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {alike[0]}?" if alike else ""))
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    [action] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(action.choices)
 
 
 def _parser() -> argparse.ArgumentParser:
-    from timm_csg.cli.evaluate import add_evaluate_arguments
-    from timm_csg.cli.explain import add_explain_arguments
-    from timm_csg.cli.inspect import add_inspect_arguments
-    from timm_csg.cli.push import add_push_arguments
-    from timm_csg.cli.report import add_report_arguments
-    from timm_csg.cli.settings import add_arguments
-    from timm_csg.recipes import RECIPES
-
-    parser = argparse.ArgumentParser(prog="timm-csg", description="Make timm models interpretable by training.")
+    parser = _Parser(prog="timm-csg", description="Make timm models interpretable by training.")
     parser.add_argument("--version", action="version", version=f"timm_csg {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
-    recipes = "\n".join(f"  {name:12} {recipe.summary}" for name, recipe in RECIPES.items())
-    train = commands.add_parser(
-        "train",
-        help="train recipes side by side and measure them; without options: scikit-learn's digits, under two minutes",
-        description="Train one or several recipes on one data set and measure them. Without options: standard\n"
-        "training, the paper's gate and the competitive gate on scikit-learn's handwritten digits.",
-        epilog=f"recipes:\n  {'standard':12} plain timm training\n{recipes}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    train.add_argument("--output", type=Path, help="run folder (default: runs/DATA-MODEL-NUMBER)")
-    train.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an interrupted run; its settings hold")
-    add_arguments(train)
-    evaluate = commands.add_parser(
-        "evaluate",
-        help="measure trained models side by side on the same images",
-        description="Measure models side by side on the same images: accuracy, mutual information, gates, ablation,\n"
-        "similarity; with a file of landmarks or boxes, or attacks to try, also parts, localisation, robustness.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_evaluate_arguments(evaluate)
-    inspect = commands.add_parser(
-        "inspect",
-        help="say what this package finds in a model: last stage, head, mechanisms, explanations, owners of filters",
-        description="Say what this package finds in a model. Of a timm name no weights are downloaded or made.",
-    )
-    add_inspect_arguments(inspect)
-    explain = commands.add_parser(
-        "explain",
-        help="say why images are given their class: pictures of where, a table of the filters",
-        description="Say why images are given their class: heat maps as PNG files, and a table of the filters behind\n"
-        "each answer.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_explain_arguments(explain)
-    report = commands.add_parser(
-        "report",
-        help="write report.html: what each filter looks at, who owns it, why images got their class",
-        description="Write one HTML file that shows what a model's filters have learned; it needs no network.",
-    )
-    add_report_arguments(report)
-    push = commands.add_parser(
-        "push",
-        help="push a saved model to the Hugging Face Hub",
-        description="Push a folder made by timm-csg train or save_pretrained to the Hugging Face Hub, in one commit.",
-    )
-    add_push_arguments(push)
-    for command in commands.choices.values():
-        command.add_argument("--quiet", action="store_true", help=_QUIET)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        one = commands.add_parser(
+            name,
+            help=command.SUMMARY,
+            description=command.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        one.make_epilog = getattr(command, "epilog", None)
+        command.add_arguments(one)
+        one.add_argument("--quiet", action="store_true", help=_QUIET)
     return parser
 
 
-def _train(namespace: argparse.Namespace, console: Console, quiet: bool) -> int:
-    from timm_csg.cli.display import result_table
-    from timm_csg.cli.distributed import is_several, told_by_first
-    from timm_csg.cli.settings import TrainSettings
-    from timm_csg.cli.train import default_output, read_settings, train
-
-    options = {
-        key: value for key, value in vars(namespace).items() if key not in ("command", "output", "resume", "quiet")
-    }
-    if namespace.resume is not None:
-        changed = sorted(set(options) - {"device", "workers", "data_dir"})
-        if changed or namespace.output is not None:
-            named = ", ".join("--" + name.replace("_", "-") for name in changed) or "--output"
-            raise ValueError(f"--resume goes on with the settings of the run; it cannot be combined with {named}.")
-        output = namespace.resume
-        settings = TrainSettings(**(vars(read_settings(output)) | options))
-    else:
-        settings = TrainSettings(**options)
-        output = namespace.output or Path(told_by_first("output", lambda: str(default_output(settings))))
-    try:
-        results = train(settings, output, console=console, quiet=quiet)
-    except KeyboardInterrupt:
-        models = "the last whole epoch is on disk" if is_several() else f"models so far are in {output}/*/model"
-        _say(f"stopped; {models}; go on with: timm-csg train --resume {output}")
-        return _INTERRUPTED
-    if results:  # the first process has them
-        console.print(result_table(results))
-        console.print(f"run folder: {output}", soft_wrap=True, highlight=False)
-    return 0
-
-
-def _evaluate(namespace: argparse.Namespace, console: Console, quiet: bool) -> int:
-    from timm_csg.cli.evaluate import run_evaluate
-
-    try:
-        return run_evaluate(namespace, console, quiet=quiet)
-    except KeyboardInterrupt:
-        _say("stopped; the models that were finished are in the results so far.")
-        return _INTERRUPTED
-
-
-def _inspect(namespace: argparse.Namespace, console: Console, quiet: bool) -> int:
-    from timm_csg.cli.inspect import run_inspect
-
-    return run_inspect(namespace, console)
-
-
-def _explain(namespace: argparse.Namespace, console: Console, quiet: bool) -> int:
-    from timm_csg.cli.explain import run_explain
-
-    return run_explain(namespace, console)
-
-
-def _report(namespace: argparse.Namespace, console: Console, quiet: bool) -> int:
-    from timm_csg.cli.report import run_report
-
-    return run_report(namespace, console, quiet=quiet)
-
-
-def _push(namespace: argparse.Namespace, console: Console, quiet: bool) -> int:
-    from timm_csg.cli.push import push
-
-    return push(namespace, console, quiet=quiet)
+def _start_logging(*, quiet: bool) -> None:
+    logging.basicConfig(
+        level=logging.WARNING if quiet else logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(console=make_console(stderr=True), show_path=False, show_time=False)],
+    )
+    logging.getLogger("timm").setLevel(logging.WARNING)
 
 
 def _say(text: str) -> None:
     """Say why the command ends; of several processes only one does."""
-    from timm_csg.cli.distributed import first_to_fail
+    if "MASTER_ADDR" in os.environ:
+        from timm_csg.cli.distributed import first_to_fail
 
-    if not first_to_fail():
-        return
-    Console(file=sys.stderr, stderr=True).print(text, soft_wrap=True, highlight=False, markup=False)
+        if not first_to_fail():
+            return
+    say(text)

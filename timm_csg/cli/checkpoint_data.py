@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import sys
@@ -20,14 +19,12 @@ from torch.utils.data import IterableDataset
 from timm_csg.cli.data import Digits, Loader, class_names, open_split
 from timm_csg.cli.distributed import find_device
 from timm_csg.cli.images import CheckedImages
-from timm_csg.cli.settings import DIGITS, TrainSettings, add_arguments, given_options
+from timm_csg.cli.options import DATA_OPTIONS
+from timm_csg.cli.settings import DIGITS, TrainSettings
 from timm_csg.hub import from_pretrained
 from timm_csg.hub_errors import explained
 from timm_csg.manifest import CONFIG, CheckpointError, NoMechanismError
 
-DATA_OPTIONS = (
-    "data", "data_dir", "val_split", "dataset_download", "num_classes", "img_size", "batch_size", "device", "workers",
-)  # fmt: skip
 RUN_SETTINGS = "settings.json"
 
 
@@ -45,23 +42,6 @@ class CheckpointAndData(NamedTuple):
     class_names: list[str]
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that say where the images are, those of ``timm-csg train``, and ``--plugin``."""
-    add_arguments(parser, only=DATA_OPTIONS)
-    add_plugin_argument(parser)
-
-
-def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
-    """``--plugin``, for ``import_plugins``."""
-    parser.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="Python file or module to import first, for example one that registers a model; may be repeated",
-    )
-
-
 def check_data_options(options: Collection[str]) -> None:
     """Refuse options that say nothing of the data.
 
@@ -73,13 +53,12 @@ def check_data_options(options: Collection[str]) -> None:
         raise ValueError(f"unknown option {', '.join(wrong)}; options of the data are {', '.join(DATA_OPTIONS)}.")
 
 
-def settings_of(namespace: argparse.Namespace, checkpoint: str) -> TrainSettings:
-    """The data options of a command line; those left out are what a ``timm-csg train`` run was made with, if it was.
+def settings_of(given: dict[str, Any], checkpoint: str) -> TrainSettings:
+    """The data options that were given; those left out are what a ``timm-csg train`` run was made with, if it was.
 
     Raises:
         ValueError: If an option is wrong, or the settings of the run are damaged.
     """
-    given = given_options(namespace, DATA_OPTIONS)
     trained = run_settings(checkpoint)
     if trained is None:
         return TrainSettings(**given).resolved()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,8 +62,7 @@ def settings_for(named: dict[str, str], data_options: dict[str, Any]) -> dict[st
             raise ValueError("the checkpoints do not say what they were trained on; name the images with --data.")
         known = dict(zip(("data", "data_dir", "val_split"), next(iter(where)), strict=True))
         data_options = {name: value for name, value in known.items() if value is not None} | data_options
-    namespace = argparse.Namespace(**data_options)
-    return {label: settings_of(namespace, checkpoint) for label, checkpoint in named.items()}
+    return {label: settings_of(data_options, checkpoint) for label, checkpoint in named.items()}
 
 
 def check_names(label: str, model: Any, class_names: Sequence[str]) -> None:

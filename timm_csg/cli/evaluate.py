@@ -11,8 +11,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,20 +24,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from timm_csg import metrics
 from timm_csg.cli.checkpoint_data import (
-    DATA_OPTIONS,
     CheckpointAndData,
-    add_checkpoint_arguments,
     check_data_options,
     import_plugins,
     load_checkpoint_and_data,
 )
-from timm_csg.cli.comparison import comparison, write_subject
+from timm_csg.cli.comparison import write_subject
 from timm_csg.cli.contestants import check_names, expand, settings_for
-from timm_csg.cli.groups import GROUPS, choose_groups
+from timm_csg.cli.groups import choose_groups
 from timm_csg.cli.measures import Subject
 from timm_csg.cli.measures_optional import ATTACKS
-from timm_csg.cli.results import free_folder, write_json
-from timm_csg.cli.settings import given_options
+from timm_csg.cli.results import write_json
 from timm_csg.model import is_differentiated
 from timm_csg.version import __version__
 
@@ -103,13 +98,15 @@ def evaluate(
         check_names(label, model, class_names)
     first = next(iter(named))
     results: dict[str, Any] = {
-        "data": _short(settings[first].data),
+        "data": short_name(settings[first].data),
         "split": settings[first].val_split,
         "images": None,
         "classes": loaded[first].class_names,
         "seed": seed,
         "metrics": list(chosen),
-        "options": {key: _short(value) if isinstance(value, (str, Path)) else value for key, value in options.items()},
+        "options": {
+            key: short_name(value) if isinstance(value, (str, Path)) else value for key, value in options.items()
+        },
         "versions": {
             "timm_csg": __version__,
             "timm": timm.__version__,
@@ -132,64 +129,6 @@ def evaluate(
                 write_subject(subject, label, output)
                 write_json(results, output / "metrics.json")
     return results
-
-
-def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
-    parser.add_argument(
-        "checkpoints",
-        nargs="+",
-        metavar="CHECKPOINT",
-        help="checkpoint folder, folder of a timm-csg train run, Hub repository user/name, or timm model name",
-    )
-    parser.add_argument("--output", type=Path, help="folder for the results (default: runs/evaluate-DATA-NUMBER)")
-    parser.add_argument("--metrics", type=_list, metavar="A,B", help=f"groups of metrics: {', '.join(GROUPS)}")
-    parser.add_argument(
-        "--landmarks", type=Path, metavar="FILE", help="landmarks, CSV or JSON: adds the metrics 'parts'"
-    )
-    parser.add_argument("--boxes", type=Path, metavar="FILE", help="object boxes, CSV or JSON: adds 'localisation'")
-    parser.add_argument("--attacks", type=_list, default=[], metavar="A,B", help="fgsm, pgd: adds 'adversarial', slow")
-    parser.add_argument("--eps", type=_numbers, default=[2.0, 8.0], metavar="A,B", help="attack strengths of 255 (2,8)")
-    parser.add_argument("--attack-images", type=int, default=500, help="images that are attacked (default: 500)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of estimates, splits and attacks (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print metrics.json instead of the table")
-    add_checkpoint_arguments(parser)
-
-
-def run_evaluate(namespace: argparse.Namespace, console: Console, *, quiet: bool) -> int:
-    """Evaluate, print the table, and say where the files are."""
-    data_options = given_options(namespace, DATA_OPTIONS)
-    named = [_short(data_options["data"])] if data_options.get("data") is not None else []
-    output = namespace.output or free_folder("evaluate", *named)
-    results = evaluate(
-        namespace.checkpoints,
-        groups=namespace.metrics,
-        landmarks=namespace.landmarks,
-        boxes=namespace.boxes,
-        attacks=namespace.attacks,
-        eps=namespace.eps,
-        attack_images=namespace.attack_images,
-        output=output,
-        plugins=namespace.plugin,
-        seed=namespace.seed,
-        console=console,
-        quiet=quiet or namespace.json,
-        **data_options,
-    )
-    if namespace.json:
-        console.print(json.dumps(results, indent=2), soft_wrap=True, highlight=False, markup=False)
-        return 0
-    console.print(comparison(results, console.width))
-    console.print(f"results: {output}", soft_wrap=True, highlight=False)
-    return 0
-
-
-def _list(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(number) for number in _list(text)]
 
 
 def _collect(label: str, loaded: CheckpointAndData, seed: int, options: dict[str, Any], bar: _Bar) -> Subject:
@@ -216,7 +155,7 @@ def _about(subject: Subject, checkpoint: str) -> dict[str, Any]:
     }
 
 
-def _short(value: Any) -> str:
+def short_name(value: Any) -> str:
     """A path without the folders above it; other names as they are."""
     text = str(value)
     return Path(text).name if text.startswith(("folder:", "/", ".")) or Path(text).exists() else text

@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from PIL import Image
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from timm.data import create_transform
 from torch import Tensor, nn
 
 from timm_csg import explain as methods_module
 from timm_csg.checkpoint import replacing
-from timm_csg.cli.checkpoint_data import add_plugin_argument, import_plugins, input_config, load_model, run_settings
+from timm_csg.cli.checkpoint_data import import_plugins, input_config, load_model, run_settings
+from timm_csg.cli.commands.explain import FILTERS, METHODS, OPTIONS
 from timm_csg.cli.data import class_names as names_of
 from timm_csg.cli.data import open_split
 from timm_csg.cli.distributed import find_device
-from timm_csg.cli.settings import DIGITS, TrainSettings, add_arguments, given_options
+from timm_csg.cli.settings import DIGITS, TrainSettings
 from timm_csg.explain import PredictionExplanation
 from timm_csg.plots import overlay
 from timm_csg.plots.report.pictures import displayable
 
-_OPTIONS = ("data", "data_dir", "val_split", "num_classes", "img_size", "device")
 _SMALLEST = 256  # pixels of a picture's longer side; smaller images are enlarged
-METHODS: dict[str, Callable[..., Tensor]] = {
-    "grad_cam": methods_module.grad_cam,
-    "cam": methods_module.cam,
-    "coarse_map": methods_module.coarse_map,
-    "guided_grad_cam": methods_module.guided_grad_cam,
-    "gradient": methods_module.gradient,
-    "guided_backprop": methods_module.guided_backprop,
-    "deconvnet": methods_module.deconvnet,
-}
-FILTERS = "filters"
 
 
 class Explained(NamedTuple):
@@ -92,12 +80,12 @@ def explain(
     unknown = [name for name in methods if name not in METHODS and name != FILTERS]
     if unknown:
         raise ValueError(f"unknown method {unknown[0]!r}; known are {', '.join([*METHODS, FILTERS])}.")
-    wrong = sorted(set(data_options) - set(_OPTIONS))
+    wrong = sorted(set(data_options) - set(OPTIONS))
     if wrong:
-        raise ValueError(f"unknown option {', '.join(wrong)}; options are {', '.join(_OPTIONS)}.")
+        raise ValueError(f"unknown option {', '.join(wrong)}; options are {', '.join(OPTIONS)}.")
     import_plugins(plugins)
     trained = run_settings(checkpoint)
-    kept = {} if trained is None else {name: getattr(trained, name) for name in (*_OPTIONS, "in_chans")}
+    kept = {} if trained is None else {name: getattr(trained, name) for name in (*OPTIONS, "in_chans")}
     settings = TrainSettings(**kept | data_options)
     if settings.data == DIGITS and (trained is not None or "data" in data_options):
         settings = settings.resolved()
@@ -170,7 +158,7 @@ def _draw(
         if name == FILTERS:
             maps |= {f"filter{found.filter}": found.map for found in why.filters if found.map is not None}
         else:
-            heat = METHODS[name](model, image, why.target)[0]
+            heat = getattr(methods_module, name)(model, image, why.target)[0]
             maps[name] = heat if heat.ndim == 2 else heat.abs().amax(dim=0)
     pixels = displayable(image[0].cpu(), model)
     larger = _SMALLEST / max(pixels.shape[1:])
@@ -185,46 +173,6 @@ def _draw(
             overlay(pixels, heat.cpu()).save(temporary, format="PNG")
         written.append(path)
     return written
-
-
-def add_explain_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
-    parser.add_argument("images", nargs="+", metavar="IMAGE", type=Path, help="picture files")
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        help="checkpoint folder, folder of a timm-csg train run, Hub repository user/name, or timm model name",
-    )
-    parser.add_argument(
-        "--method",
-        type=lambda text: [name.strip().replace("-", "_") for name in text.split(",")],
-        default=["grad_cam"],
-        metavar="A,B",
-        help=f"maps to draw: {', '.join([*METHODS, FILTERS])} (default: grad_cam)",
-    )
-    parser.add_argument("--target", metavar="CLASS", help="name or number of the class to explain (default: predicted)")
-    parser.add_argument("--top", type=int, default=5, help="filters for each image (default: 5)")
-    parser.add_argument("--output", type=Path, default=Path("explained"), help="folder for the pictures (explained)")
-    add_plugin_argument(parser)
-    add_arguments(parser, only=_OPTIONS)
-
-
-def run_explain(namespace: argparse.Namespace, console: Console) -> int:
-    """Explain, and print the table."""
-    found = explain(
-        namespace.images,
-        namespace.checkpoint,
-        methods=namespace.method,
-        target=namespace.target,
-        top=namespace.top,
-        output=namespace.output,
-        plugins=namespace.plugin,
-        **given_options(namespace, _OPTIONS),
-    )
-    console.print(explanation_table(found, namespace.checkpoint))
-    count = sum(len(each.pictures) for each in found)
-    console.print(f"{count} pictures in {namespace.output}", soft_wrap=True, highlight=False)
-    return 0
 
 
 def explanation_table(found: list[Explained], title: str = "") -> Table:

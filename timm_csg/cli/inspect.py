@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import difflib
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import timm
 import torch
-from rich.console import Console
 from timm.models import get_model_input_config, is_model
 from torch import Tensor, nn
 
 from timm_csg import explain, metrics
-from timm_csg.cli.checkpoint_data import add_plugin_argument, checkpoint_folder, import_plugins
+from timm_csg.cli.checkpoint_data import checkpoint_folder, import_plugins
 from timm_csg.head import find_classifier, probe_head
 from timm_csg.hub import from_pretrained
 from timm_csg.hub_errors import explained
@@ -82,32 +79,6 @@ def inspect(name: str, *, plugins: Sequence[str] = ()) -> dict[str, Any]:
     if is_differentiated(model):
         found["differentiated"] = _differentiated(model, name)
     return found
-
-
-def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
-    parser.add_argument("model", nargs="+", help="timm model name, checkpoint folder, or Hub repository user/name")
-    parser.add_argument("--json", action="store_true", help="print JSON: one object, or a list of several")
-    add_plugin_argument(parser)
-
-
-def run_inspect(namespace: argparse.Namespace, console: Console) -> int:
-    """Inspect every model that is named, and print.
-
-    Raises:
-        ValueError: If there is no such model.
-    """
-    from timm_csg.cli.inspect_view import inspection_view
-
-    found = []
-    for name in namespace.model:
-        found.append(inspect(name, plugins=namespace.plugin))
-        if not namespace.json:
-            console.print(inspection_view(found[-1]), "")
-    if namespace.json:
-        text = json.dumps(found[0] if len(found) == 1 else found, indent=2)
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
-    return 0
 
 
 def _open(name: str) -> tuple[nn.Module, str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from rich.console import Console
 
 from timm_csg import plots
 from timm_csg.cli.checkpoint_data import (
-    DATA_OPTIONS,
-    add_checkpoint_arguments,
     check_data_options,
     checkpoint_folder,
     import_plugins,
@@ -23,10 +20,8 @@ from timm_csg.cli.checkpoint_data import (
     settings_of,
 )
 from timm_csg.cli.data import Data
-from timm_csg.cli.settings import STANDARD, TrainSettings, given_options
+from timm_csg.cli.settings import REPORT, STANDARD, TrainSettings
 from timm_csg.manifest import CONFIG
-
-REPORT = "report.html"
 
 
 def report(
@@ -63,7 +58,7 @@ def report(
     """
     check_data_options(data_options)
     import_plugins(plugins)
-    settings = settings_of(argparse.Namespace(**data_options), checkpoint)
+    settings = settings_of(data_options, checkpoint)
     model, loader, class_names = load_checkpoint_and_data(checkpoint, settings)
     reference = _standard_beside(checkpoint) if reference is None else reference
     other = None
@@ -124,37 +119,3 @@ class _Nothing:
     def __enter__(self) -> None: ...
 
     def __exit__(self, *error: object) -> None: ...
-
-
-def add_report_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
-    parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help="checkpoint folder, folder of a timm-csg train run, Hub repository user/name, or timm model name",
-    )
-    parser.add_argument("--output", type=Path, default=Path(REPORT), help=f"the file to write (default: {REPORT})")
-    parser.add_argument(
-        "--reference",
-        metavar="CHECKPOINT",
-        help="model to compare the numbers with (default: the standard model of the run)",
-    )
-    parser.add_argument("--title", help="title of the report")
-    add_checkpoint_arguments(parser)
-
-
-def run_report(namespace: argparse.Namespace, console: Console, *, quiet: bool) -> int:
-    """Write the report and say where."""
-    path = report(
-        namespace.checkpoint,
-        reference=namespace.reference,
-        output=namespace.output,
-        title=namespace.title,
-        plugins=namespace.plugin,
-        console=console,
-        quiet=quiet,
-        **given_options(namespace, DATA_OPTIONS),
-    )
-    size = path.stat().st_size / 1e6
-    console.print(f"{path} ({size:.1f} MB): open it in a browser", soft_wrap=True, highlight=False)
-    return 0

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from timm_csg.mechanisms import list_mechanisms
-from timm_csg.recipes import RECIPES
 from timm_csg.schedule import Alternating, Joint
 
 STANDARD = "standard"
 DIGITS = "digits"
+REPORT = "report.html"
 
 
 def _option(default: Any, text: str, **extra: Any) -> Any:
@@ -40,11 +37,9 @@ class TrainSettings:
     pretrained: bool = _option(False, "start from timm's pretrained weights")
     in_chans: int = _option(None, "image channels")
     img_size: int | None = _option(None, "image size; default: the model's")
-    recipe: list[str] = _option(None, f"one or more of {STANDARD}, {', '.join(RECIPES)}; each is one training")
+    recipe: list[str] = _option(None, f"{STANDARD}, or recipes from the list below; each is one training")
     mechanism: str | None = _option(
-        None,
-        "mechanism, with the options given by --option; default: the recipe's (icnn alone means --recipe icnn)",
-        choices=list_mechanisms(),
+        None, "mechanism, with the options given by --option; default: the recipe's (icnn alone means --recipe icnn)"
     )
     option: dict[str, Any] | None = _option(None, "key=value ... options of the mechanism, over the recipe's")
     paths: str | None = _option(None, "schedule over the recipe's", choices=["alternating", "joint"])
@@ -91,6 +86,8 @@ class TrainSettings:
                 raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, but is {value}.")
         if self.lr is not None and not self.lr > 0:
             raise ValueError(f"--lr must be positive, but is {self.lr}.")
+        from timm_csg.recipes import RECIPES  # not to print help: it imports torch
+
         for name in self.recipe or ():
             if name != STANDARD and name not in RECIPES:
                 raise ValueError(f"unknown recipe {name!r}; known are {STANDARD}, {', '.join(RECIPES)}.")
@@ -165,59 +162,3 @@ DEFAULTS: dict[str, Any] = {
     "color_jitter": 0.4,
     "workers": 2,
 }
-
-
-def add_arguments(parser: argparse.ArgumentParser, *, only: Collection[str] | None = None) -> None:
-    """Give a parser one option for each field of ``TrainSettings``, or for those in ``only``."""
-    for item in fields(TrainSettings):
-        if only is not None and item.name not in only:
-            continue
-        flag = "--" + item.name.replace("_", "-")
-        kind = str(item.type).removesuffix(" | None")
-        extra: dict[str, Any] = {"help": item.metadata["help"], "default": argparse.SUPPRESS}
-        if item.name in DEFAULTS:
-            extra["help"] += (
-                f" (digits: {_words(DIGITS_DEFAULTS.get(item.name))}; other data: {_words(DEFAULTS[item.name])})"
-            )
-        elif item.default not in (None, False) and not isinstance(item.default, dict):
-            extra["help"] += f" (default: {item.default})"
-        if kind == "bool":
-            extra["action"] = "store_true"
-        elif kind.startswith("list"):
-            extra.update(nargs="+", metavar="NAME")
-        elif kind.startswith("tuple"):
-            extra.update(nargs=2, type=float, metavar=("LOW", "HIGH"))
-        elif kind.startswith("dict"):
-            extra.update(nargs="+", action=_KeyValues, metavar="KEY=VALUE")
-        else:
-            extra["type"] = {"int": int, "float": float}.get(kind, str)
-            extra["choices"] = item.metadata.get("choices")
-            extra["metavar"] = None if extra["choices"] else kind.upper()
-        parser.add_argument(flag, dest=item.name, **extra)
-
-
-def given_options(namespace: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
-    """Those of the options that were given on the command line; ``add_arguments`` leaves no value for the others."""
-    return {name: getattr(namespace, name) for name in names if hasattr(namespace, name)}
-
-
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-class _KeyValues(argparse.Action):
-    """key=value ... into a dictionary; values are read as JSON where they are JSON."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        pairs = dict(getattr(namespace, self.dest, None) or {})
-        for pair in values:
-            key, equals, text = pair.partition("=")
-            if not equals:
-                parser.error(f"{option} expects key=value, but found {pair!r}")
-            try:
-                pairs[key] = json.loads(text)
-            except json.JSONDecodeError:
-                pairs[key] = text
-        setattr(namespace, self.dest, pairs)

@@ -13,10 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from timm_csg.checkpoint import CheckpointError, replacing
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the state of the last whole epoch is on disk."""
+from timm_csg.cli.terminal import TrainingError as TrainingError
 
 
 @contextmanager

@@ -1,0 +1,86 @@
+"""Parsing, encodings, names as plain text, and commands that are stopped."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from timm_csg.cli import main
+from timm_csg.cli.commands import COMMANDS
+from timm_csg.cli.terminal import Stopped, any_encoding, make_console, stoppable
+
+
+@pytest.mark.parametrize(
+    ("arguments", "alike"), [(["train", "--epoks", "3"], "--epochs"), (["evaluate", "x", "--jsno"], "--json")]
+)
+def test_an_unknown_option_names_the_one_spelled_alike(arguments, alike, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert f"did you mean {alike}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_ends_in_one_line_when_it_is_interrupted(name, monkeypatch, capsys):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(COMMANDS[name], "run", stop)
+    arguments = {"explain": ["x", "--checkpoint", "x"], "push": ["x", "y"], "train": []}.get(name, ["x"])
+    assert main([name, *arguments]) == 130
+    assert capsys.readouterr().err == "stopped.\n"
+
+
+def test_sigterm_stops_a_command_and_is_told_from_ctrl_c(monkeypatch, capsys):
+    monkeypatch.setattr(COMMANDS["inspect"], "run", lambda args: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["inspect", "x"]) == 143
+    assert capsys.readouterr().err == "stopped.\n"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_what_there_is_so_far_is_told_with_the_status_of_the_stop():
+    with stoppable(), pytest.raises(Stopped) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+    told = Stopped.after(stop.value, "half of it is done.")
+    assert (str(told), told.status) == ("stopped; half of it is done.", 143)
+    assert Stopped.after(KeyboardInterrupt(), "nothing").status == 130
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("ascii", b"a - \\u4e2d +-1 +\n"),
+        ("latin-1", b"a - \\u4e2d \xb11 +\n"),
+        ("utf-8", "a – 中 ±1 †\n".encode()),
+    ],
+)
+def test_any_encoding_takes_any_text(encoding, text, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    with any_encoding():
+        make_console().print("a – 中 ±1 †")
+        sys.stdout.flush()
+    assert raw.getvalue() == text
+    assert sys.stdout.errors == "strict"
+
+
+def test_names_that_are_not_utf8_are_written_as_escapes(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8"))
+    with any_encoding():
+        make_console().print("caf\udce9")
+        sys.stdout.flush()
+    assert raw.getvalue() == b"caf\\udce9\n"
+
+
+def test_the_console_takes_names_as_they_are(capsys):
+    make_console().print("[red]cat[/red] :cat: [/]")
+    assert capsys.readouterr().out == "[red]cat[/red] :cat: [/]\n"
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m timm_csg inspect test_resnet test_resnet | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (141, "")

@@ -1,0 +1,86 @@
+"""``timm-csg evaluate``: the command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from timm_csg.cli.options import DATA_OPTIONS, add_checkpoint_arguments, given_options, path
+from timm_csg.cli.terminal import Stopped, make_console
+
+SUMMARY = "measure trained models side by side on the same images"
+DESCRIPTION = """Measure models side by side on the same images: accuracy, mutual information, gates, ablation,
+similarity; with a file of landmarks or boxes, or attacks to try, also parts, localisation, robustness."""
+
+
+def epilog() -> str:
+    """The groups of metrics."""
+    from timm_csg.cli.groups import GROUPS
+
+    return f"groups of metrics: {', '.join(GROUPS)}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="checkpoint folder, folder of a timm-csg train run, Hub repository user/name, or timm model name",
+    )
+    parser.add_argument("--output", type=path, help="folder for the results (default: runs/evaluate-DATA-NUMBER)")
+    parser.add_argument("--metrics", type=_list, metavar="A,B", help="groups of metrics, see below")
+    parser.add_argument(
+        "--landmarks", type=path, metavar="FILE", help="landmarks, CSV or JSON: adds the metrics 'parts'"
+    )
+    parser.add_argument("--boxes", type=path, metavar="FILE", help="object boxes, CSV or JSON: adds 'localisation'")
+    parser.add_argument("--attacks", type=_list, default=[], metavar="A,B", help="fgsm, pgd: adds 'adversarial', slow")
+    parser.add_argument("--eps", type=_numbers, default=[2.0, 8.0], metavar="A,B", help="attack strengths of 255 (2,8)")
+    parser.add_argument("--attack-images", type=int, default=500, help="images that are attacked (default: 500)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of estimates, splits and attacks (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print metrics.json instead of the table")
+    add_checkpoint_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, print the table, and say where the files are."""
+    from timm_csg.cli.comparison import comparison
+    from timm_csg.cli.evaluate import evaluate, short_name
+    from timm_csg.cli.results import free_folder
+
+    console = make_console()
+    data_options = given_options(args, DATA_OPTIONS)
+    named = [short_name(data_options["data"])] if data_options.get("data") is not None else []
+    output = args.output or free_folder("evaluate", *named)
+    try:
+        results = evaluate(
+            args.checkpoints,
+            groups=args.metrics,
+            landmarks=args.landmarks,
+            boxes=args.boxes,
+            attacks=args.attacks,
+            eps=args.eps,
+            attack_images=args.attack_images,
+            output=output,
+            plugins=args.plugin,
+            seed=args.seed,
+            console=console,
+            quiet=args.quiet or args.json,
+            **data_options,
+        )
+    except KeyboardInterrupt as stop:
+        raise Stopped.after(stop, "the models that were finished are in the results so far.") from None
+    if args.json:
+        console.print(json.dumps(results, indent=2), soft_wrap=True)
+        return 0
+    console.print(comparison(results, console.width))
+    console.print(f"results: {output}", soft_wrap=True)
+    return 0
+
+
+def _list(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in _list(text)]

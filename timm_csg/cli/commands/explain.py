@@ -1,0 +1,59 @@
+"""``timm-csg explain``: the command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from timm_csg.cli.options import add_plugin_argument, add_settings, given_options, path
+from timm_csg.cli.terminal import make_console
+
+SUMMARY = "say why images are given their class: pictures of where, a table of the filters"
+DESCRIPTION = """Say why images are given their class: heat maps as PNG files, and a table of the filters behind
+each answer."""
+OPTIONS = ("data", "data_dir", "val_split", "num_classes", "img_size", "device")
+METHODS = ("grad_cam", "cam", "coarse_map", "guided_grad_cam", "gradient", "guided_backprop", "deconvnet")
+FILTERS = "filters"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("images", nargs="+", metavar="IMAGE", type=path, help="picture files")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="checkpoint folder, folder of a timm-csg train run, Hub repository user/name, or timm model name",
+    )
+    parser.add_argument(
+        "--method",
+        type=lambda text: [name.strip().replace("-", "_") for name in text.split(",")],
+        default=["grad_cam"],
+        metavar="A,B",
+        help=f"maps to draw: {', '.join([*METHODS, FILTERS])} (default: grad_cam)",
+    )
+    parser.add_argument("--target", metavar="CLASS", help="name or number of the class to explain (default: predicted)")
+    parser.add_argument("--top", type=int, default=5, help="filters for each image (default: 5)")
+    parser.add_argument("--output", type=path, default=Path("explained"), help="folder for the pictures (explained)")
+    add_plugin_argument(parser)
+    add_settings(parser, only=OPTIONS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Explain, and print the table."""
+    from timm_csg.cli.explain import explain, explanation_table
+
+    console = make_console()
+    found = explain(
+        args.images,
+        args.checkpoint,
+        methods=args.method,
+        target=args.target,
+        top=args.top,
+        output=args.output,
+        plugins=args.plugin,
+        **given_options(args, OPTIONS),
+    )
+    console.print(explanation_table(found, args.checkpoint))
+    count = sum(len(each.pictures) for each in found)
+    console.print(f"{count} pictures in {args.output}", soft_wrap=True)
+    return 0

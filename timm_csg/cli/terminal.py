@@ -1,0 +1,115 @@
+"""The terminal: plain text in any encoding, and commands that end in one line when they are stopped."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+
+INTERRUPTED, TERMINATED = 130, 143
+_PLAIN = {"–": "-", "—": "-", "±": "+-", "†": "+", "×": "x", "·": ".", "…": "...", "’": "'"}
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM.
+
+    Args:
+        text: What there is so far and how to go on, for people.
+        status: Exit status of the command.
+    """
+
+    def __init__(self, text: str = "", status: int = INTERRUPTED) -> None:
+        super().__init__(text)
+        self.status = status
+
+    @classmethod
+    def after(cls, stop: KeyboardInterrupt, text: str) -> Stopped:
+        """The same stop, with what there is so far and how to go on."""
+        return cls(f"stopped; {text}", stop.status if isinstance(stop, Stopped) else INTERRUPTED)
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the state of the last whole epoch is on disk."""
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would end the program with the status of a failed training
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that takes text as it is: names of classes and files are no markup, and ``:cat:`` is no emoji."""
+    return _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    make_console(stderr=True).print(text, soft_wrap=True)
+
+
+@contextmanager
+def any_encoding() -> Iterator[None]:
+    """Write what the terminal's encoding lacks in plainer signs or as an escape, instead of failing."""
+    codecs.register_error("timm_csg.plainer", _plainer)
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="timm_csg.plainer")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
+
+
+def _plainer(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text, end = codecs.backslashreplace_errors(error)
+    sign = error.object[error.start : error.start + 1]
+    return (_PLAIN[sign], error.start + 1) if sign in _PLAIN else (text, end)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Turn SIGTERM, which batch systems send before they kill, into ``Stopped``."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(status=TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def unstoppable() -> Iterator[None]:
+    """Ignore Ctrl-C and SIGTERM for a moment: the command is ending already."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def forget_output() -> None:
+    """After the reader of a pipe has gone: let Python's last flush go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
