@@ -10,6 +10,7 @@ from timm_csg.metrics.adversarial import (
     threshold_detection,
 )
 from timm_csg.metrics.attacks import fgsm, pgd
+from timm_csg.metrics.class_specificity import class_correlation, class_selectivity, purity
 from timm_csg.metrics.collect import Activations, ShardSampler, accuracy, collect, collect_bytes, pool
 from timm_csg.metrics.gate import (
     GateCounts,
@@ -77,6 +78,8 @@ __all__ = [
     "activmap",
     "binarity",
     "cam",
+    "class_correlation",
+    "class_selectivity",
     "classes_per_filter",
     "collect",
     "collect_bytes",
@@ -105,6 +108,7 @@ __all__ = [
     "peak_places",
     "pgd",
     "pool",
+    "purity",
     "read_annotations",
     "receptive_field",
     "stage_weight",

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from timm_csg.metrics._checks import check_features, check_rows, class_counts
 from timm_csg.metrics._one_vs_rest import digamma_sums, plan_labels
 
 _VALUES_PER_CHUNK = {"cpu": 2**15 - 1, "cuda": 2**22}  # CPU: fits the caches, and below it torch starts no threads,
@@ -63,19 +64,15 @@ def mutual_information(
         tensor([[0.7595],
                 [0.7595]], dtype=torch.float64)
     """
-    _check_features(features)
+    check_features(features, samples=3)
     if isinstance(neighbors, bool) or not isinstance(neighbors, int) or neighbors < 1:
         raise ValueError(f"neighbors must be an integer of at least 1, but got {neighbors!r}; scikit-learn uses 3.")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 filter, but got {chunk_size}; leave it out for the default.")
     if threads < 1:
         raise ValueError(f"threads must be at least 1, but is {threads}.")
-    counts = _class_counts(targets, num_classes)
-    if len(targets) != len(features):
-        raise ValueError(
-            f"features and targets must have one row per sample, but features has {len(features)} rows and targets "
-            f"has {len(targets)}; collect both from the same pass over the data."
-        )
+    counts = class_counts(targets, num_classes)
+    check_rows(features, targets)
     plan = plan_labels(targets.long().to(features.device), counts.to(features.device), neighbors)
     if chunk_size is None:
         chunk_size = _VALUES_PER_CHUNK.get(features.device.type, 2**22) // max(len(features), len(counts))
@@ -129,7 +126,7 @@ def mutual_information_bound(targets: Tensor, num_classes: int | None = None) ->
         >>> mutual_information_bound(torch.tensor([0, 0, 1, 2]))
         tensor([0.6931, 0.5623, 0.5623], dtype=torch.float64)
     """
-    counts = _class_counts(targets, num_classes)
+    counts = class_counts(targets, num_classes)
     share = counts.double() / counts.sum()
     return -torch.xlogy(share, share) - torch.xlogy(1 - share, 1 - share)
 
@@ -219,46 +216,6 @@ def _check_matrix(mi: Tensor) -> None:
             f"mi must be a matrix [classes, filters] with at least one entry, but its shape is {list(mi.shape)}; "
             "pass the result of mutual_information()."
         )
-
-
-def _check_features(features: Tensor) -> None:
-    if not isinstance(features, Tensor) or not features.is_floating_point():
-        found = features.dtype if isinstance(features, Tensor) else type(features).__name__
-        raise TypeError(f"features must be a floating-point tensor [samples, filters], but got {found}; call .float().")
-    if features.ndim != 2 or features.shape[1] == 0:
-        raise ValueError(
-            f"features must have the shape [samples, filters], but it is {list(features.shape)}; "
-            "average feature maps over height and width first."
-        )
-    if len(features) < 3:
-        raise ValueError(f"the estimate needs at least 3 samples, but features has {len(features)}; pass more images.")
-    wrong = sum(int((~rows.isfinite()).sum()) for rows in features.split(2**15))  # never a copy of all
-    if wrong:
-        raise ValueError(
-            f"features must be finite, but {wrong} of {features.numel()} values are not "
-            f"({int(features.isnan().sum())} NaN); check the model, or run it without half precision."
-        )
-    if features.device.type == "mps":
-        raise TypeError("features must be on a device with float64, but MPS has none; pass features.cpu().")
-
-
-def _class_counts(targets: Tensor, num_classes: int | None) -> Tensor:
-    if not isinstance(targets, Tensor) or targets.dtype == torch.bool or targets.is_floating_point():
-        found = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
-        raise TypeError(f"targets must be an integer tensor of class indices, but got {found}; call .long().")
-    if targets.ndim != 1 or len(targets) == 0:
-        raise ValueError(
-            f"targets must have the shape [samples], at least one, but it is {list(targets.shape)}; "
-            "turn one-hot rows into class indices with targets.argmax(1)."
-        )
-    smallest, largest = int(targets.min()), int(targets.max())
-    num_classes = largest + 1 if num_classes is None else num_classes
-    if smallest < 0 or largest >= num_classes:
-        raise ValueError(
-            f"targets must hold class indices from 0 to {num_classes - 1}, but they range from {smallest} to "
-            f"{largest}; drop unlabelled samples, or pass num_classes={max(largest + 1, 1)}."
-        )
-    return torch.bincount(targets.long(), minlength=num_classes)
 
 
 def _scaled_with_noise(features: Tensor, random_state: int, filters: slice = slice(None)) -> Tensor:
