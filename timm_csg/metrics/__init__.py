@@ -53,6 +53,7 @@ from timm_csg.metrics.similarity import (
     summarize_similarity,
     weight_similarity,
 )
+from timm_csg.metrics.verdict import Verdict, verdict
 
 __all__ = [
     "Ablation",
@@ -72,6 +73,7 @@ __all__ = [
     "ShardSampler",
     "SimilaritySummary",
     "StageWeight",
+    "Verdict",
     "ablate",
     "accuracy",
     "activation_similarity",
@@ -115,6 +117,7 @@ __all__ = [
     "summarize_similarity",
     "threshold_detection",
     "top_filters",
+    "verdict",
     "weight_similarity",
     "whole_image",
 ]

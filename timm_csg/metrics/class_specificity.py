@@ -57,7 +57,7 @@ def purity(features: Tensor, targets: Tensor, num_classes: int | None = None, *,
         last = chunk.topk(count, dim=0).values[-1]
         stronger, equal = (chunk > last).double(), (chunk == last).double()
         left = (count - stronger.sum(dim=0)) / equal.sum(dim=0)
-        shares.append(_class_sums(stronger + left * equal, targets, len(counts)).amax(dim=0) / count)
+        shares.append(class_sums(stronger + left * equal, targets, len(counts)).amax(dim=0) / count)
     return torch.cat(shares)
 
 
@@ -101,7 +101,7 @@ def class_selectivity(features: Tensor, targets: Tensor, num_classes: int | None
     indices = []
     for chunk in _chunks(features, len(counts)):
         scaled = chunk.double() / chunk.amax(dim=0).double().clamp_min(torch.finfo(torch.float64).tiny)
-        means = _class_sums(scaled, targets, len(counts))[present] / counts[present, None]
+        means = class_sums(scaled, targets, len(counts))[present] / counts[present, None]
         best = means.amax(dim=0)
         rest = (means.sum(dim=0) - best) / max(1, len(means) - 1)
         known = (best > 0) & (len(means) > 1)
@@ -139,7 +139,7 @@ def class_correlation(features: Tensor, targets: Tensor, num_classes: int | None
     counts = class_counts(targets, num_classes).to(features.device)
     check_rows(features, targets)
     scale = indicator_norm(counts)
-    rows = [_class_sums(chunk, targets, len(counts)) * scale for chunk in standardised_chunks(features, len(counts))]
+    rows = [class_sums(chunk, targets, len(counts)) * scale for chunk in standardised_chunks(features, len(counts))]
     return torch.cat(rows, dim=1).clamp(-1, 1)
 
 
@@ -169,7 +169,7 @@ def _chunks(features: Tensor, num_classes: int) -> Iterator[Tensor]:
     return iter(features.detach().split(size, dim=1))
 
 
-def _class_sums(values: Tensor, targets: Tensor, num_classes: int) -> Tensor:
+def class_sums(values: Tensor, targets: Tensor, num_classes: int) -> Tensor:
     """Sum over the samples of each class [classes, filters]."""
     sums = values.new_zeros(num_classes, values.shape[1])
     return sums.index_add_(0, targets.long().to(values.device), values)
