@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from importlib.resources import files
 from pathlib import Path
-from string import Template
 
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from torch import Tensor, nn
 
 from timm_csg.checkpoint import replacing
 from timm_csg.model import is_differentiated
+from timm_csg.plots.report import words
 from timm_csg.plots.report.book import Book, Limits, make_book
+from timm_csg.plots.report.facts import class_facts, filter_facts, sharing
 from timm_csg.plots.report.findings import find_out
-from timm_csg.plots.report.matrices import data
-from timm_csg.plots.report.pages import all_pages
-from timm_csg.plots.report.templates import asset, clean
+from timm_csg.plots.report.matrices import script_data, shown_matrices
 from timm_csg.version import __version__
 
 _MOST_BYTES = 10_000_000
+_FILES = files(__package__)
+_ASSETS = {"style": "report.css", "early": "early.js", "script": "report.js"}
 
 
 def report(
@@ -78,41 +82,42 @@ def report(
     findings = find_out(model, loader)
     compared = None
     if reference is not None:
-        compared = (
-            "reference" if is_differentiated(reference) else "standard model",
-            find_out(reference, loader).numbers,
-        )
-    architecture = str((getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__)
-    title = title or f"What {architecture} has learned"
+        kind = "reference" if is_differentiated(reference) else "standard model"
+        compared = (kind, find_out(reference, loader).numbers)
     limits = Limits()
-    html = _html(make_book(model, loader, findings, names, title, compared, limits))
-    while len(html) > _MOST_BYTES and limits != limits.tighter():
+    while len(html := _html(make_book(model, loader, findings, names, title, compared, limits))) > _MOST_BYTES:
+        if limits == limits.tighter():
+            break
         limits = limits.tighter()
-        html = _html(make_book(model, loader, findings, names, title, compared, limits))
     with replacing(path) as temporary:
         temporary.write_bytes(html)
     return path
 
 
 def _html(book: Book) -> bytes:
-    body = all_pages(book)  # names the pictures that the style sheet then holds
-    style, pictures, early, script = asset("report.css"), book.pictures.style(), asset("early.js"), asset("report.js")
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            "img-src data:",
-            f"style-src {_hash(style)} {_hash(pictures)}",
-            f"script-src {_hash(early)} {_hash(script)}",
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
+    assets = {name: (_FILES / file).read_text(encoding="utf-8") for name, file in _ASSETS.items()}
+    return _templates().get_template("report.html").render(book=book, **assets).encode("utf-8")
+
+
+@functools.cache
+def _templates() -> Environment:
+    """The templates, with the functions that they call; everything is escaped unless a template says ``safe``."""
+    environment = Environment(
+        loader=FunctionLoader(lambda name: (_FILES / "templates" / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    text = Template(asset("page.html")).substitute(
-        policy=policy, version=__version__, title=clean(book.title), early=early, style=style, pictures=pictures,
-        pages=body, data=data(book), script=script,
-    )  # fmt: skip
-    return text.encode("utf-8")
+    environment.filters |= {"percent": words.percent, "on_scale": words.on_scale, "policy_hash": _policy_hash}
+    environment.globals |= {"count": words.count, "measures": words.measures, "FEW_CLASSES": words.FEW_CLASSES}
+    environment.globals |= {"version": __version__, "shown_matrices": shown_matrices, "script_data": script_data}
+    for function in (class_facts, filter_facts, sharing):
+        environment.globals[function.__name__] = function
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return environment
 
 
-def _hash(text: str) -> str:
+def _policy_hash(text: str) -> str:
+    """What the page's security policy calls a style sheet or a script that it allows."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, zip_longest
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,24 @@ class Answer:
         return self.label == self.predicted
 
 
+class Tile(NamedTuple):
+    """A thumbnail with a heat map.
+
+    Attributes:
+        image: Style-sheet class of the thumbnail.
+        heat: Style-sheet class of the map; empty where nothing responds, and without a grid.
+        words: What a person who cannot see it is told.
+        caption: The image's class.
+        is_own: Whether that is the class of the filter.
+    """
+
+    image: str
+    heat: str
+    words: str
+    caption: str
+    is_own: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Book:
     """Everything that the pages show.
@@ -105,15 +124,40 @@ class Book:
     answers: dict[int, Answer]
     maps: dict[tuple[int, int], Tensor]
     scales: dict[int, float]
-    _names: dict[tuple[int, int], str] = field(default_factory=dict)
 
-    def heat_name(self, image: int, index: int) -> str:
-        """The style-sheet class of the map of a filter in an image; empty where it does not respond."""
-        key = (image, index)
-        if key not in self._names:
-            known = key in self.maps
-            self._names[key] = self.pictures.heat(self.maps[key], self.scales[index]) if known else ""
-        return self._names[key]
+    def tile(self, image: int, index: int) -> Tile:
+        """An image under the map of a filter."""
+        label = int(self.findings.targets[image])
+        heat = self.maps.get((image, index))
+        name = "" if heat is None else self.pictures.heat(heat, self.scales[index])
+        words = f"Image {image}, {self.names[label]}"
+        if heat is not None:
+            words += f"; filter {index} responds most at the {place_in_words(heat)}" if name else "; no response"
+        return Tile(
+            self.pictures.image(image), name, words, self.names[label], label == int(self.findings.owners[index])
+        )
+
+    def answer_tile(self, answer: Answer) -> Tile:
+        """An explained image under Grad-CAM of its answer."""
+        name = "" if answer.heat is None else self.pictures.heat(answer.heat)
+        words, predicted = f"Image {answer.image}, {self.names[answer.label]}", self.names[answer.predicted]
+        if name and answer.heat is not None:
+            words += f"; the evidence for {predicted} lies at the {place_in_words(answer.heat)}"
+        return Tile(self.pictures.image(answer.image), name, words, self.names[answer.label], answer.is_right)
+
+    @property
+    def grid(self) -> tuple[int, ...] | None:
+        """Height and width of the maps; None without maps."""
+        return next((tuple(heat.shape) for heat in self.maps.values()), None)
+
+    def answers_of(self, label: int) -> list[Answer]:
+        """The explained images of a class."""
+        return [answer for answer in self.answers.values() if answer.label == label]
+
+    def face(self, label: int) -> str:
+        """The style-sheet class of an image that stands for a class, a recognised one if there is one."""
+        answers = sorted(self.answers_of(label), key=lambda answer: not answer.is_right)
+        return self.pictures.image(answers[0].image) if answers else "none"
 
     def strongest(self, index: int) -> list[int]:
         """The images that drive a filter most, as many as are shown."""
@@ -125,7 +169,7 @@ def make_book(
     loader: Iterable[tuple[Tensor, Tensor]],
     findings: Findings,
     names: list[str],
-    title: str,
+    title: str | None,
     reference: tuple[str, Numbers] | None,
     limits: Limits,
 ) -> Book:
@@ -153,6 +197,7 @@ def make_book(
         scales[index] = max(scales.get(index, 0.0), float(heat.max()))
     pictures = Pictures({number: displayable(image, model) for number, image in images.items()}, limits.pictures)
     architecture = str((getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__)
+    title = title or f"What {architecture} has learned"
     return Book(
         findings, names, title, architecture, reference, classes, filters, limits, pictures, answers, maps, scales
     )

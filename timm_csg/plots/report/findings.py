@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -88,22 +89,38 @@ class Findings:
     confusion: Tensor
     ablation: metrics.Ablation | None
 
-    @property
+    @cached_property
     def strength(self) -> Tensor:
         """How much each filter serves each class, its largest entry 1 [classes, filters]."""
         matrix = self.mutual.float() if self.gate is None else self.gate
         peak = matrix.amax(dim=0, keepdim=True)
         return torch.where(peak > 0, matrix / peak.clamp_min(1e-12), torch.zeros_like(matrix))
 
-    @property
+    @cached_property
     def serves(self) -> Tensor:
         """Whether a filter serves a class with at least half of its strength [classes, filters]."""
         return (self.strength > SHARED) & ~self.silent
+
+    @property
+    def most_frequent(self) -> float:
+        """Share of the most frequent class, which guessing would get right."""
+        return float(self.confusion.sum(dim=1).max() / self.confusion.sum())
 
     def filters_of(self, label: int) -> list[int]:
         """The filters that a class owns, those that tell most about it first."""
         owned = ((self.owners == label) & ~self.silent).nonzero().flatten()
         return [int(index) for index in owned[self.mutual[label, owned].argsort(descending=True, stable=True)]]
+
+    def serving_both(self, one: int, other: int) -> list[int]:
+        """The filters that serve two classes."""
+        return [int(index) for index in (self.serves[one] & self.serves[other]).nonzero().flatten()]
+
+    def confusions(self) -> list[tuple[int, int, int]]:
+        """True class, predicted class and number of images, most frequent first."""
+        wrong = self.confusion.clone().fill_diagonal_(0)
+        order = wrong.flatten().argsort(descending=True, stable=True)[: int((wrong > 0).sum())].tolist()
+        pairs = [divmod(place, len(wrong)) for place in order]
+        return [(label, taken, int(wrong[label, taken])) for label, taken in pairs]
 
 
 def find_out(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Findings:

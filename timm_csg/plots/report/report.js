@@ -124,7 +124,7 @@
   // The pictures of the matrices.
   const range = (count) => [...Array(count).keys()];
   $$(".matrix").forEach((section) => {
-    const { values, scale, top, unit } = facts.matrices[section.dataset.matrix];
+    const { values, top, unit, places } = facts.matrices[section.dataset.matrix];
     const { classes, filters } = facts;
     const canvas = $("canvas", section);
     const pane = $(".window", section);
@@ -133,7 +133,6 @@
     const readout = $(".readout", section);
     const sortFilters = $(".sort-filters", section);
     const sortClasses = $(".sort-classes", section);
-    const places = top > 1000 || scale > 1000 ? 3 : 2;
     const peak = filters.map((_, column) => Math.max(...values.map((row) => row[column])));
     const owner = filters.map((_, column) => values.findIndex((row) => row[column] === peak[column]));
     let rows = [];
@@ -208,7 +207,7 @@
     function words(x, y) {
       const filter = filters[columns[x]];
       const label = classes[rows[y]];
-      const value = (values[rows[y]][columns[x]] / scale).toFixed(places);
+      const value = values[rows[y]][columns[x]].toFixed(places);
       return [`Filter ${filter.id}, class ${label.name}`, `${unit === "gate" ? "gate " : ""}${value}${unit === "nats" ? " nats" : ""}`, `owner: ${filter.owner}`];
     }
     function mark() {

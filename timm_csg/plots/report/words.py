@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from timm_csg.plots.report.findings import Findings, Numbers
-from timm_csg.plots.report.templates import Markup, fill
+from timm_csg.plots.report.findings import Numbers
 
 FEW_CLASSES = 2.0  # a filter that works for more has no owner worth the name
 
@@ -36,6 +35,16 @@ def percent(share: float) -> str:
         '98.8%'
     """
     return f"{100 * share:.1f}%"
+
+
+def on_scale(share: float, end: float = 100) -> str:
+    """A share as a place on a drawn scale; outside of 0 to 1 it lies at an end.
+
+    Example:
+        >>> on_scale(0.5), on_scale(7, end=98.8)
+        ('50.0', '98.8')
+    """
+    return f"{end * max(0.0, min(1.0, share)):.1f}"
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
@@ -119,100 +128,3 @@ def measures(numbers: Numbers, chance: float) -> dict[str, Measure]:
         )
     order = ("accuracy", "gated", "density", "agreement", "without", "score", "strongest")
     return {key: found[key] for key in order if key in found}
-
-
-def lead(findings: Findings, architecture: str) -> Markup:
-    """What the network is, in two sentences."""
-    numbers = findings.numbers
-    return fill(
-        "This network (<code>{architecture}</code>) sorts images into {classes}. Its last stage sees them through "
-        "{filters}; this report shows what each of these looks at, for which class it works, and how that led to the "
-        "answers for {images}.",
-        architecture=architecture,
-        classes=count(numbers.classes, "class", "classes"),
-        filters=count(numbers.filters, "filter"),
-        images=count(numbers.images, "image"),
-    )
-
-
-def takeaways(findings: Findings, names: list[str], reference: tuple[str, Numbers] | None) -> list[Markup]:
-    """What a reader should remember, a sentence each."""
-    numbers = findings.numbers
-    found = [
-        fill(
-            "<strong>{share}</strong> of {images} are given their right class.",
-            share=percent(numbers.accuracy),
-            images=count(numbers.images, "image"),
-        )
-    ]
-    if numbers.gate_density is not None and numbers.owner_agreement is not None:
-        start = "Training gave every filter an owner: a filter works"
-        if numbers.gate_density * numbers.classes > FEW_CLASSES:
-            start = "Training has <strong>not</strong> given the filters owners of their own: a filter still works"
-        found.append(
-            fill(
-                "{start} for <strong>{served}</strong> of {classes} on average, and <strong>{agreement}</strong> of "
-                "the filters tell most about the very class that owns them.",
-                start=Markup(start),
-                served=f"{numbers.gate_density * numbers.classes:.1f}",
-                classes=count(numbers.classes, "class", "classes"),
-                agreement=percent(numbers.owner_agreement),
-            )
-        )
-    elif numbers.owner_agreement is not None:
-        found.append(
-            fill(
-                "Training assigned every filter to a class; <strong>{agreement}</strong> of them tell most about "
-                "that class.",
-                agreement=percent(numbers.owner_agreement),
-            )
-        )
-    else:
-        found.append(
-            Markup(
-                "Nothing in its training gave the filters an owner. In this report the owner of a filter is the class "
-                "that it <strong>tells most about</strong>."
-            )
-        )
-    if numbers.class_without_its_filters is not None and numbers.other_classes is not None:
-        found.append(_removal(numbers.accuracy, numbers.class_without_its_filters, numbers.other_classes, reference))
-    for label, taken, images in confusions(findings)[:1]:
-        found.append(
-            fill(
-                "Most often confused: images of <a href='#class-{label}'>“{one}”</a>, taken for “{other}” ({images}).",
-                label=label,
-                one=names[label],
-                other=names[taken],
-                images=count(images, "image"),
-            )
-        )
-    return found
-
-
-def _removal(accuracy: float, own: float, others: float, reference: tuple[str, Numbers] | None) -> Markup:
-    if own <= 0.3 * accuracy:
-        verdict = "the evidence for a class sits in its own filters"
-    elif own <= 0.7 * accuracy:
-        verdict = "part of the evidence for a class sits in its own filters"
-    else:
-        verdict = "other filters stand in, so owning a filter means little here"
-    compared = Markup("")
-    if reference is not None and reference[1].class_without_its_filters is not None:
-        compared = fill(" ({name}: {own})", name=reference[0], own=percent(reference[1].class_without_its_filters))
-    return fill(
-        "With its own filters switched off, a class is recognised in <strong>{own}</strong> of its images{compared}, "
-        "the other classes in {others}: {verdict}.",
-        own=percent(own),
-        compared=compared,
-        others=percent(others),
-        verdict=verdict,
-    )
-
-
-def confusions(findings: Findings) -> list[tuple[int, int, int]]:
-    """True class, predicted class and number of images, most frequent first."""
-    wrong = findings.confusion.clone().fill_diagonal_(0)
-    order = wrong.flatten().argsort(descending=True, stable=True)
-    classes = len(wrong)
-    top = order[: int((wrong > 0).sum())].tolist()
-    return [(place // classes, place % classes, int(wrong.flatten()[place])) for place in top]
