@@ -22,7 +22,7 @@ from timm_csg.recipes import RECIPES
 def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help=".npz of encoded pictures, see load_cifar")
-    parser.add_argument("--recipe", default="competitive", choices=["standard", *RECIPES])
+    parser.add_argument("--recipe", default="assigned", choices=["standard", *RECIPES])
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.2)

@@ -19,7 +19,7 @@ import timm_csg
 from timm_csg.integrations.transformers import TransformersTrainingMixin
 from timm_csg.recipes import RECIPES
 
-RECIPE = RECIPES["competitive"]
+RECIPE = RECIPES["assigned"]
 
 
 class DifferentiationTrainer(TransformersTrainingMixin, Trainer):

@@ -20,7 +20,7 @@ import timm_csg
 from timm_csg.integrations.lightning import LightningTrainingMixin
 from timm_csg.recipes import RECIPES
 
-RECIPE = RECIPES["competitive"]
+RECIPE = RECIPES["assigned"]
 
 
 class Classifier(LightningTrainingMixin, L.LightningModule):

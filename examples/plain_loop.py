@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     model = timm.create_model("test_resnet", num_classes=10, in_chans=1, output_stride=8)
     loop = timm_csg.TrainingMixin()
     if args.competitive:
-        recipe = RECIPES["competitive"]
+        recipe = RECIPES["assigned"]
         model, gate_lr = timm_csg.differentiate(model, mechanism=recipe.mechanism), recipe.gate_lr
         loop.schedule = recipe.schedule
     else:  # few steps, of which a third is gated, need a fast gate

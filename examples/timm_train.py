@@ -34,7 +34,7 @@ NAMES = sorted(name for name, recipe in RECIPES.items() if not recipe.separate_o
 def main(arguments: list[str] | None = None) -> DifferentiationTask:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("script", help="train.py of timm")
-    parser.add_argument("--recipe", choices=NAMES, default="competitive")
+    parser.add_argument("--recipe", choices=NAMES, default="assigned")
     parser.add_argument("--gate-lr", type=float, help="default: the recipe's, meant for SGD with momentum")
     args, others = parser.parse_known_args(arguments)
     recipe = RECIPES[args.recipe]

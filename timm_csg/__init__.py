@@ -13,11 +13,16 @@ if TYPE_CHECKING:
     from timm_csg import metrics as metrics
     from timm_csg import plots as plots
     from timm_csg import recipes as recipes
+    from timm_csg.adaptation import Adaptation, adapt
+    from timm_csg.assignment import Assignment, assign_filters
     from timm_csg.checkpoint import load_checkpoint, save_pretrained
+    from timm_csg.freezing import freeze
     from timm_csg.hub import from_pretrained, push_to_hub
     from timm_csg.hub_errors import HubError
     from timm_csg.manifest import CheckpointError
     from timm_csg.mechanisms import (
+        AssignedConfig,
+        AssignedFilters,
         ChainConfig,
         ClassSpecificGate,
         CSGConfig,
@@ -41,7 +46,11 @@ if TYPE_CHECKING:
     from timm_csg.training import Progress, TrainingMixin, param_groups
 
 __all__ = [
+    "Adaptation",
     "Alternating",
+    "AssignedConfig",
+    "AssignedFilters",
+    "Assignment",
     "CSGConfig",
     "ChainConfig",
     "CheckpointError",
@@ -58,8 +67,11 @@ __all__ = [
     "Stage",
     "TrainingMixin",
     "__version__",
+    "adapt",
+    "assign_filters",
     "differentiate",
     "find_stage",
+    "freeze",
     "from_pretrained",
     "is_differentiated",
     "list_mechanisms",
@@ -74,11 +86,16 @@ __all__ = [
 _MODULES = ("explain", "metrics", "plots", "recipes")
 # The modules that the names above come from.
 _NAMES = {
+    "adaptation": ("Adaptation", "adapt"),
+    "assignment": ("Assignment", "assign_filters"),
     "checkpoint": ("load_checkpoint", "save_pretrained"),
+    "freezing": ("freeze",),
     "hub": ("from_pretrained", "push_to_hub"),
     "hub_errors": ("HubError",),
     "manifest": ("CheckpointError",),
     "mechanisms": (
+        "AssignedConfig",
+        "AssignedFilters",
         "CSGConfig",
         "ChainConfig",
         "ClassSpecificGate",

@@ -251,7 +251,7 @@ def use_sums(model: DifferentiatedModel, mechanism: AssignedFilters, sums: Respo
         _logger.info("%d filters respond to all pictures alike; they are handed out too", constant)
     matrix = assign(correlations, mechanism.config.filters_per_class)
     device = mechanism.assignment.device
-    mechanism.assign_(matrix.to(device), sums.mean().to(device), sums.deviation().to(device))
+    mechanism.assign_(matrix.to(device), sums.mean().to(device), sums.deviation().square().to(device))
     mechanism.restart_classifier_(model.read_head())
     return Assignment(matrix, correlations.cpu())
 
@@ -297,10 +297,21 @@ def find_assigned(model: Any) -> tuple[DifferentiatedModel, AssignedFilters]:
             f"expected a differentiated model, but found {type(inner).__name__}; call "
             "differentiate(model, num_classes, mechanism='assigned') first."
         )
-    found = [module for module in inner.mechanism.modules() if isinstance(module, AssignedFilters)]
-    if not found:
+    found = _assigned_in(inner)
+    if found is None:
         raise TypeError(
             f"expected a model with assigned filters, but its mechanism is {inner.mechanism.name!r}; "
             "differentiate(model, num_classes, mechanism='assigned') has them."
         )
-    return inner, found[0]
+    return inner, found
+
+
+def has_assigned(model: nn.Module) -> bool:
+    """Whether ``assign_filters`` applies to this model, also wrapped or compiled."""
+    inner = unwrap_model(model)
+    return isinstance(inner, DifferentiatedModel) and _assigned_in(inner) is not None
+
+
+def _assigned_in(model: DifferentiatedModel) -> AssignedFilters | None:
+    """The mechanism itself, or the member of a chain."""
+    return next((module for module in model.mechanism.modules() if isinstance(module, AssignedFilters)), None)

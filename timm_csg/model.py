@@ -47,6 +47,8 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
     mechanism: Mechanism
     _plain_class: ClassVar[type[nn.Module]]
     _head_traits: HeadTraits | None = None
+    holds_frozen: bool = False
+    """Whether ``train()`` leaves frozen batch norms in eval mode, see ``timm_csg.freeze``."""
 
     def forward(
         self, x: Tensor, targets: Tensor | None = None, *, paths: Sequence[str] | None = None, **kwargs: Any
@@ -101,7 +103,7 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         return self.mechanism.gated_logits(features, targets, head)
 
     def read_head(self) -> Head:
-        """timm's own head, as the mechanism sees it; kind and weight are only looked up for mechanisms that read it."""
+        """The model's own head, as the mechanism sees it; its kind is only looked up for mechanisms that read it."""
         plain_head = super().forward_head
         traits = self._probe() if self.mechanism.reads_head else HeadTraits("map")
         classifier = find_classifier(self) if traits.kind in ("linear", "normed") else None
@@ -151,6 +153,13 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         _probe_in_advance(self)
         _logger.info("classifier and mechanism %s made anew for %d classes", self.mechanism.name, num_classes)
 
+    def train(self, mode: bool = True) -> Any:
+        """As ``torch.nn.Module.train``, but batch norms that ``timm_csg.freeze`` froze stay in eval mode."""
+        super().train(mode)
+        if mode and self.holds_frozen:
+            hold_frozen(self)
+        return self
+
     def no_weight_decay(self) -> set[str]:
         """Timm's own names and the mechanism's, so that optimizers leave the gate undecayed."""
         plain_names = super().no_weight_decay() if hasattr(super(), "no_weight_decay") else ()
@@ -175,13 +184,14 @@ def _new_instance(plain_class: Any) -> DifferentiatedModel:
 def differentiate(
     model: nn.Module,
     num_classes: int | None = None,
-    mechanism: str | MechanismConfig | Sequence[str | MechanismConfig] = "csg",
+    mechanism: str | MechanismConfig | Sequence[str | MechanismConfig] = "assigned",
     **options: Any,
 ) -> DifferentiatedModel:
     """Make a timm model interpretable by training: in place, returns the same object.
 
-    Without targets the model computes what it computed before (label gating and competitive gating: bit for bit; not
-    so ICNN, whose mask acts at every forward). Do this before making the optimizer, wrapping in
+    Without targets the model computes what it computed before (not so ICNN, whose mask acts at every forward). The
+    default, assigned filters, wants ``assign_filters(model, loader)`` before the first training step; after it the
+    classifier uses a class's own filters only. ``mechanism="csg"`` is the paper's label gate. Do this before making the optimizer, wrapping in
     DistributedDataParallel, or compiling.
 
     Args:
@@ -189,7 +199,7 @@ def differentiate(
         num_classes: Classes to learn; if it differs from the model's, the classifier is reset, with a log line.
             None: keep.
         mechanism: Name of a mechanism, see ``list_mechanisms``, or its config; or a list of these, see ``ChainConfig``.
-        **options: Fields of the mechanism's config, for example those of ``CSGConfig``.
+        **options: Fields of the mechanism's config, for example those of ``AssignedConfig``.
 
     Returns:
         The same model, now also a ``DifferentiatedModel`` with ``model.mechanism``.
@@ -252,9 +262,17 @@ def undifferentiate(model: nn.Module) -> nn.Module:
         raise ValueError(f"{type(model).__name__} is not differentiated, so there is nothing to undo.")
     timm_model: Any = model
     del timm_model.mechanism
-    timm_model.__dict__.pop("_head_traits", None)
+    for name in ("_head_traits", "holds_frozen"):
+        timm_model.__dict__.pop(name, None)
     timm_model.__class__ = model._plain_class
     return model
+
+
+def hold_frozen(model: nn.Module) -> None:
+    """Put batch norms whose parameters are all frozen in eval mode, so that their statistics stay as well."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and not module.weight.requires_grad:
+            module.eval()
 
 
 def is_differentiated(model: nn.Module) -> TypeGuard[DifferentiatedModel]:
@@ -272,7 +290,7 @@ def plain(model: nn.Module) -> Iterator[nn.Module]:
         >>> import timm
         >>> model = differentiate(timm.create_model("test_resnet"))
         >>> with plain(model) as borrowed:
-        ...     "mechanism.gate" in borrowed.state_dict()
+        ...     "mechanism.assignment" in borrowed.state_dict()
         False
     """
     if not isinstance(model, DifferentiatedModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from timm_csg.mechanisms.assigned import AssignedConfig
 from timm_csg.mechanisms.base import MechanismConfig
 from timm_csg.mechanisms.csg import CSGConfig
 from timm_csg.mechanisms.icnn import ICNNConfig
@@ -49,17 +50,11 @@ RECIPES = {
         mechanism=CSGConfig(),
         schedule=Joint(),
     ),
-    "competitive": Recipe(
-        summary="ours: the logit of a class is the sum of its own filters; no label needed, both paths in every step",
-        mechanism=CSGConfig(
-            gating="competitive",
-            evidence="gate",
-            filter_dropout=0.3,
-            sparsity_weight=2e-2,
-            classes_per_filter=1.1,
-            foreign_weight=2e-2,
-        ),
+    "assigned": Recipe(
+        summary="ours: filters shared out by one look at the pictures, each trained to know its class alone",
+        mechanism=AssignedConfig(),
         schedule=Joint(),
+        gate_lr=0.04,
     ),
     "icnn": Recipe(
         summary="part filters: mask at every forward, part loss in every step; fine-tune a pretrained model",
@@ -68,4 +63,4 @@ RECIPES = {
         gate_lr=1e-2,
     ),
 }
-"""By name: ``released``, ``paper``, ``joint``, ``competitive``, ``icnn``."""
+"""By name: ``released``, ``paper``, ``joint``, ``assigned``, ``icnn``."""

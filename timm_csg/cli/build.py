@@ -13,6 +13,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 from timm_csg.cli.settings import TrainSettings
+from timm_csg.freezing import freeze
 from timm_csg.mechanisms.base import resolve_config
 from timm_csg.model import differentiate
 from timm_csg.recipes import Recipe
@@ -53,11 +54,14 @@ def _model_args(settings: TrainSettings) -> dict[str, Any]:
 
 
 def make_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None) -> nn.Module:
-    """The model of the settings, differentiated if there is a recipe."""
+    """The model of the settings, differentiated if there is a recipe, and frozen as far as they say."""
     model = timm.create_model(
         **_model_args(settings), pretrained=settings.pretrained, num_classes=num_classes, drop_rate=settings.drop_rate
     )
-    return model if recipe is None else differentiate(model, num_classes, recipe.mechanism)
+    if recipe is not None:
+        differentiate(model, num_classes, recipe.mechanism)
+    freeze(model, settings.freeze)  # type: ignore[arg-type]  # one of the choices
+    return model
 
 
 def make_optimizers(model: nn.Module, settings: TrainSettings, recipe: Recipe | None) -> list[torch.optim.Optimizer]:
@@ -72,6 +76,7 @@ def make_optimizers(model: nn.Module, settings: TrainSettings, recipe: Recipe | 
                 model,
                 lr=rate,
                 gate_lr=gate_lr,
+                head_lr=settings.head_lr,
                 weight_decay=settings.weight_decay,
                 layer_decay=settings.layer_decay,
             ),

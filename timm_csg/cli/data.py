@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Data:
     Attributes:
         train: Shuffled, augmented batches.
         validation: All validation images in order.
+        own_plain_train: This process's share of the training images in order, without augmentation.
         own_validation: This process's share of them, none twice; all of them in one process.
         num_classes: Number of classes.
         class_names: Their names, or their numbers.
@@ -44,6 +46,7 @@ class Data:
 
     train: Loader
     validation: Loader
+    own_plain_train: Loader
     own_validation: Loader
     num_classes: int
     class_names: list[str]
@@ -115,18 +118,22 @@ def load_data(settings: TrainSettings, data_config: dict[str, Any], processes: P
         "re_prob": settings.reprob,
     }
     crop = 1.0 if settings.data == DIGITS else data_config["crop_pct"]
+    plain_train = copy.copy(train)  # timm's loader gives its data set the transform
     train_loader = create_loader(train, is_training=True, **common, **augmentation)
     cropping = {"crop_pct": crop, "crop_mode": data_config["crop_mode"]}
     validation_loader = create_loader(validation, is_training=False, **cropping, **common)
     own_validation = validation_loader
+    own_plain_train = create_loader(plain_train, is_training=False, **cropping, **common)
     if processes.count > 1:
         batches = GlobalBatches(len(train), settings.batch_size, seed=settings.seed, processes=processes)
         train_loader = _with_sampler(train_loader, batch_sampler=batches)
         share = metrics.ShardSampler(len(validation), rank=processes.rank, world_size=processes.count)
         own_validation = _with_sampler(validation_loader, sampler=share, batch_size=settings.batch_size)
+        share = metrics.ShardSampler(len(plain_train), rank=processes.rank, world_size=processes.count)
+        own_plain_train = _with_sampler(own_plain_train, sampler=share, batch_size=settings.batch_size)
     description = f"{settings.data}: {len(train):,} training and {len(validation):,} validation images"
     description = f"{description}, {len(names)} classes"
-    return Data(train_loader, validation_loader, own_validation, len(names), names, description)
+    return Data(train_loader, validation_loader, own_plain_train, own_validation, len(names), names, description)
 
 
 def _open_both(settings: TrainSettings, processes: Processes) -> tuple[Any, Any, list[str]]:

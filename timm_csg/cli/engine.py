@@ -18,6 +18,8 @@ from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor, nn
 
 from timm_csg import metrics
+from timm_csg.adaptation import adapt
+from timm_csg.assignment import assign_filters, has_assigned
 from timm_csg.checkpoint import replacing, save_plain, save_pretrained
 from timm_csg.cli.build import find_amp_dtype, make_model, make_optimizers
 from timm_csg.cli.data import Loader
@@ -25,7 +27,7 @@ from timm_csg.cli.distributed import GlobalBatches, Processes
 from timm_csg.cli.settings import STANDARD, TrainSettings
 from timm_csg.cli.state import TrainingError as TrainingError
 from timm_csg.cli.state import load_state, save_state, writing
-from timm_csg.model import is_differentiated
+from timm_csg.model import hold_frozen, is_differentiated
 from timm_csg.recipes import Recipe
 from timm_csg.schedule import Joint
 from timm_csg.training import TrainingMixin
@@ -78,6 +80,7 @@ class Training(TrainingMixin):
             self.model = self.model.to(memory_format=torch.channels_last)
         if recipe is not None:
             self.schedule = recipe.schedule
+        self.assigns = is_differentiated(self.model) and has_assigned(self.model)
         self.ema = ModelEmaV3(self.model, decay=settings.model_ema_decay) if settings.model_ema else None
         self.optimizers = make_optimizers(self.model, settings, recipe)
         if recipe is not None:
@@ -111,6 +114,23 @@ class Training(TrainingMixin):
         """The model that is measured and saved."""
         return self.model if self.ema is None else self.ema.module
 
+    def assign(self, plain: Loader) -> None:
+        """Share out the filters before the first step; with a frozen backbone, fit the classifier and be done.
+
+        Args:
+            plain: This process's share of the training images, without augmentation.
+        """
+        if not self.assigns or self.epochs_done:
+            return
+        distributed = self.processes.count > 1
+        if self.settings.freeze == "backbone":
+            adapt(self.model, plain, amp_dtype=self.amp_dtype)
+            self.epochs_done = self.settings.epochs
+        else:
+            assign_filters(self.model, plain, amp_dtype=self.amp_dtype, distributed=distributed)
+        if self.ema is not None:
+            self.ema.set(self.model)
+
     def run(self, train: Loader, validation: Loader, display: Display) -> None:
         """Train the epochs that are left; after each one the state is on disk.
 
@@ -143,7 +163,7 @@ class Training(TrainingMixin):
         return self.path if is_differentiated(self.model) else STANDARD
 
     def _train_epoch(self, loader: Loader, display: Display) -> dict[str, float]:
-        self.model.train()
+        hold_frozen(self.model.train())
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         updates = self.epochs_done * len(loader)

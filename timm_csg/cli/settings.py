@@ -35,6 +35,11 @@ class TrainSettings:
     model: str = _option(None, "any timm model name, also hf-hub:... and local-dir:...")
     model_kwargs: dict[str, Any] | None = _option(None, "key=value ... for timm.create_model")
     pretrained: bool = _option(False, "start from timm's pretrained weights")
+    freeze: str = _option(
+        None,
+        "layers that stay as they are; with backbone and assigned filters there is no training, only timm_csg.adapt",
+        choices=["none", "all-but-last-stage", "backbone"],
+    )
     in_chans: int = _option(None, "image channels")
     img_size: int | None = _option(None, "image size; default: the model's")
     recipe: list[str] = _option(None, f"{STANDARD}, or recipes from the list below; each is one training")
@@ -50,10 +55,11 @@ class TrainSettings:
     gate_lr: float | None = _option(
         None, "learning rate of the gate; default: the recipe's, a tenth unless --opt is sgd"
     )
-    epochs: int = _option(None, "epochs of every training")
+    epochs: int = _option(None, "epochs of every training; default with --pretrained: 300 steps, but 5 to 60 epochs")
     batch_size: int = _option(None, "images in a batch, of all processes together")
     opt: str = _option(None, "optimizer, any of timm's")
     lr: float = _option(None, "learning rate of the weights")
+    head_lr: float | None = _option(None, "learning rate of the classifier; default: lr, 4 times that if --pretrained")
     momentum: float = _option(0.9, "momentum of optimizers that have one")
     weight_decay: float = _option(None, "weight decay (never on the gate)")
     layer_decay: float | None = _option(None, "layer-wise learning-rate decay")
@@ -104,11 +110,20 @@ class TrainSettings:
         return None
 
     def resolved(self) -> TrainSettings:
-        """The same with every open option filled in."""
+        """The same with every open option filled in, but for the epochs of fine-tuning, see ``with_epochs``."""
         defaults = dict(DIGITS_DEFAULTS if self.data == DIGITS else DEFAULTS)
+        if self.pretrained:
+            defaults |= PRETRAINED_DEFAULTS
         if self.mechanism == "icnn":
             defaults["recipe"] = [STANDARD, "icnn"] if self.data == DIGITS else ["icnn"]
-        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+        found = replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+        if found.head_lr is None:
+            found = replace(found, head_lr=found.lr * (4 if found.pretrained else 1))
+        return found
+
+    def with_epochs(self, steps_per_epoch: int) -> TrainSettings:
+        """The same with the epochs that fine-tuning takes where none were asked for: 300 steps, but 5 to 60 epochs."""
+        return self if self.epochs else replace(self, epochs=min(60, max(5, -(-300 // max(1, steps_per_epoch)))))
 
     def to_json(self) -> str:
         """For the run folder."""
@@ -133,7 +148,8 @@ class TrainSettings:
 DIGITS_DEFAULTS: dict[str, Any] = {
     "model": "test_resnet",
     "model_kwargs": {"output_stride": 8},
-    "recipe": [STANDARD, "paper", "competitive"],
+    "recipe": [STANDARD, "paper", "assigned"],
+    "freeze": "none",
     "in_chans": 3,
     "img_size": 24,
     "epochs": 16,
@@ -149,7 +165,8 @@ DIGITS_DEFAULTS: dict[str, Any] = {
 }
 DEFAULTS: dict[str, Any] = {
     "model": "resnet18",
-    "recipe": ["competitive"],
+    "recipe": ["assigned"],
+    "freeze": "none",
     "in_chans": 3,
     "epochs": 30,
     "batch_size": 64,
@@ -161,4 +178,15 @@ DEFAULTS: dict[str, Any] = {
     "hflip": 0.5,
     "color_jitter": 0.4,
     "workers": 2,
+}
+# Fine-tuning; found on pictures held out from training, see docs/results.md.
+PRETRAINED_DEFAULTS: dict[str, Any] = {
+    "recipe": [STANDARD, "assigned"],
+    "freeze": "all-but-last-stage",
+    "epochs": None,
+    "batch_size": 32,
+    "opt": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 0.05,
+    "drop_rate": 0.2,
 }

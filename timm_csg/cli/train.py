@@ -71,6 +71,7 @@ def _train(
     if processes.is_first:
         _check_folder(settings, output)
     data = load_data(settings, data_config(settings), processes)
+    settings = settings.with_epochs(len(data.train))
     if processes.is_first:
         _prepare_folder(settings, output)
     device, steps_per_epoch = processes.device, len(data.train)
@@ -86,6 +87,7 @@ def _train(
             )
             display.start(name, settings.epochs, training.history, steps_per_epoch)
             try:
+                training.assign(data.own_plain_train)
                 training.run(data.train, data.own_validation, _Logged(display, log, training, output))
             except KeyboardInterrupt:
                 if processes.count == 1:  # of several, some may be in the middle of a step that the others wait for
@@ -152,7 +154,8 @@ def _check_folder(settings: TrainSettings, output: Path) -> None:
     if not any(output.glob("*/state.safetensors")):
         return
     machine = {name: getattr(settings, name) for name in ("device", "workers", "data_dir")}
-    if replace(read_settings(output), **machine) != settings:
+    earlier = replace(read_settings(output), **machine)
+    if earlier != replace(settings, epochs=settings.epochs or earlier.epochs):
         raise ValueError(f"{output} holds a run with other settings; choose another --output, or --resume {output}.")
 
 

@@ -95,7 +95,7 @@ def grad_cam(
         targets: Class indices [batch], or one index for all images; None: the class predicted by the standard path.
         upsample: Bilinear, to the size of the images; otherwise on the grid of the stage.
         path: Which logit: ``"standard"``, or ``"gated"``, that of the gated path: with label gating through the gate of
-            the target class, with competitive gating through the class's own row.
+            the target class, with assigned filters through the class's own filters.
 
     Returns:
         [batch, height, width], 0 or more, not normalised, see ``normalise``.

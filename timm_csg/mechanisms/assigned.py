@@ -32,6 +32,7 @@ from timm_csg.mechanisms.targets import is_soft, target_rows
 _logger = logging.getLogger(__name__)
 SHARED_FILTERS = 5
 """Filters of each class where there are fewer filters than classes and the config names no number."""
+MOMENTUM, EPSILON = 0.1, 1e-6  # of the statistics, as in a batch norm; the variance of pooled responses can be small
 _NEVER = -1e4  # a logit that no softmax notices, also in half precision
 
 
@@ -164,7 +165,7 @@ class AssignedFilters(Mechanism):
     config: AssignedConfig
     assignment: Tensor
     mean: Tensor
-    deviation: Tensor
+    variance: Tensor
     draws: Tensor
     assigned_from_data: Tensor
 
@@ -182,7 +183,7 @@ class AssignedFilters(Mechanism):
         blind = blind_assignment(num_classes, num_filters, config.filters_per_class)
         self.register_buffer("assignment", blind)
         self.register_buffer("mean", torch.zeros(num_filters))
-        self.register_buffer("deviation", torch.ones(num_filters))
+        self.register_buffer("variance", torch.ones(num_filters))
         self.register_buffer("assigned_from_data", torch.tensor(False))
         self.register_buffer("draws", draw_table(blind), persistent=False)
         self.is_blind = True
@@ -199,13 +200,13 @@ class AssignedFilters(Mechanism):
         return True
 
     @torch.no_grad()
-    def assign_(self, assignment: Tensor, mean: Tensor, deviation: Tensor) -> None:
+    def assign_(self, assignment: Tensor, mean: Tensor, variance: Tensor) -> None:
         """Take over an assignment and the statistics of the responses; what ``timm_csg.assign_filters`` calls.
 
         Args:
             assignment: Whether a class owns a filter, bool [classes, filters].
             mean: Of each filter's response over training pictures [filters].
-            deviation: Its standard deviation [filters]; 0 where a filter is constant.
+            variance: Its variance [filters].
 
         Raises:
             ValueError: If a shape is another, a class owns no filter, or a statistic is not finite.
@@ -218,11 +219,11 @@ class AssignedFilters(Mechanism):
         without = (~assignment.any(dim=1)).nonzero()[:, 0].tolist()
         if without:
             raise ValueError(f"every class must own a filter, but class {without[0]} owns none.")
-        if not (mean.isfinite().all() and deviation.isfinite().all()):
-            raise ValueError("means and deviations of the responses must be finite; look for NaN in the features.")
+        if not (mean.isfinite().all() and variance.isfinite().all()):
+            raise ValueError("means and variances of the responses must be finite; look for NaN in the features.")
         self.assignment.copy_(assignment)
         self.mean.copy_(mean)
-        self.deviation.copy_(torch.where(deviation > 0, deviation, 1.0))
+        self.variance.copy_(variance)
         self.assigned_from_data.fill_(True)
         _read_assignment(self)
 
@@ -234,17 +235,27 @@ class AssignedFilters(Mechanism):
             return features.mean(dim=(2, 3))
         return features.flatten(1, -2).mean(dim=1)
 
-    def evidence(self, features: Tensor, head: Head) -> Tensor:
-        """Standardised, scaled responses, float32 or wider [batch, filters]."""
+    def evidence(self, features: Tensor, head: Head, *, update_statistics: bool = False) -> Tensor:
+        """Standardised, scaled responses, float32 or wider [batch, filters].
+
+        As a batch norm does it: by the batch's own statistics in training, else by those kept.
+        """
         responses = self.responses(features, head)
         responses = responses.to(torch.promote_types(responses.dtype, torch.float32))
-        return (responses - self.mean) / self.deviation * self.scale
+        by_batch = self.training and len(responses) > 1
+        mean, variance = self.mean.to(responses.dtype), self.variance.to(responses.dtype)  # themselves, but in float16
+        kept = (None, None) if by_batch and not update_statistics else (mean, variance)
+        standardised = F.batch_norm(responses, *kept, training=by_batch, momentum=MOMENTUM, eps=EPSILON)
+        if by_batch and update_statistics and mean.dtype != self.mean.dtype:
+            self.mean.copy_(mean)
+            self.variance.copy_(variance)
+        return standardised * self.scale
 
     def gated_logits(self, features: Tensor, targets: Tensor | None, head: Head) -> Tensor:
         """Logits [batch, classes]: the mean evidence of a class's own filters, plus its bias."""
-        own = self.assignment.to(self.scale.dtype)
         evidence = self.evidence(features, head)
-        return F.linear(evidence, (own / own.sum(dim=1, keepdim=True)).to(evidence.dtype), self.bias.to(evidence.dtype))
+        own = self.assignment.to(evidence.dtype)
+        return F.linear(evidence, own / own.sum(dim=1, keepdim=True), self.bias.to(evidence.dtype))
 
     def losses(self, features: Tensor, targets: Tensor | None, head: Head) -> dict[str, Tensor]:
         """``{"solo": ...}``, see ``solo_loss``; nothing without targets."""
@@ -256,7 +267,7 @@ class AssignedFilters(Mechanism):
                 "filters were handed out to classes blindly; call timm_csg.assign_filters(model, loader) before "
                 "training, so that each class gets the filters that already respond to it"
             )
-        evidence = self.evidence(features, head)
+        evidence = self.evidence(features, head, update_statistics=True)
         return {"solo": solo_loss(evidence, self.draws, self.bias, self.assignment, targets)}
 
     def loss_weights(self) -> dict[str, float | Tensor]:

@@ -70,7 +70,7 @@ class Chain(Mechanism):
             mechanism_class, options = resolve_config(member, {})
             made.append(mechanism_class(num_filters, num_classes, options, channels_last=channels_last))
         if sum(member.reads_head for member in made) > 1:
-            raise ValueError("only one member of a chain can look into the head (competitive gating, foreign_weight).")
+            raise ValueError("only one member of a chain can look into the head (assigned filters).")
         self.members = nn.ModuleList(made)
         self.acts_without_targets = any(member.acts_without_targets for member in made)
 

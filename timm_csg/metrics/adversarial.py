@@ -96,7 +96,7 @@ def path_disagreement(standard_logits: Tensor, gated_logits: Tensor) -> Tensor:
 
     Total variation, half of Σ |p - q| over classes, of softmax(standard) and softmax(gated). An attack on the standard
     path moves its logits; where the gated path, through the filters of the predicted class (label gating:
-    ``collect(..., gated_by="prediction")``) or of each class (competitive gating), does not follow, the two disagree.
+    ``collect(..., gated_by="prediction")``) or of each class (assigned filters), does not follow, the two disagree.
 
     Args:
         standard_logits: [samples, classes].

@@ -127,7 +127,7 @@ def collect(
         amp_dtype: Autocast dtype, for example ``torch.bfloat16``; None: no autocast.
         progress: Called with the number of images after each batch.
         gated_by: Which class's row the label gate uses for ``gated_logits``: the true one, or the one that the standard
-            path predicts. Competitive gating uses neither.
+            path predicts. Assigned filters use neither.
         directory: New or empty folder for ``.npy`` files, which the result then maps instead of holding the values. It
             appears when all is written, or not at all; ``Activations.open`` reads it again, in any process. With
             ``distributed`` all processes must see it.

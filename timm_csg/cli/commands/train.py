@@ -12,7 +12,7 @@ from timm_csg.cli.terminal import Stopped, make_console
 
 SUMMARY = "train recipes side by side and measure them; without options: scikit-learn's digits, under two minutes"
 DESCRIPTION = """Train one or several recipes on one data set and measure them. Without options: standard
-training, the paper's gate and the competitive gate on scikit-learn's handwritten digits."""
+training, the paper's gate and assigned filters on scikit-learn's handwritten digits."""
 _MACHINE = ("data", "data_dir", "device", "workers")  # what may differ where a run is resumed
 
 
