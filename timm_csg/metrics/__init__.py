@@ -1,6 +1,6 @@
 """Metrics: pure functions of tensors, and the one pass over the data that makes them."""
 
-from timm_csg.metrics.ablation import Ablation, ablate, top_filters
+from timm_csg.metrics.ablation import Ablation, ablate, ablate_linear, top_filters
 from timm_csg.metrics.activmap import activmap
 from timm_csg.metrics.adversarial import (
     Detection,
@@ -26,6 +26,7 @@ from timm_csg.metrics.geometry import Geometry, input_geometry
 from timm_csg.metrics.gradmap import gradmap
 from timm_csg.metrics.interval import Interval, half_sample_interval, mutual_information_score_interval
 from timm_csg.metrics.landmarks import Annotations, read_annotations
+from timm_csg.metrics.linear_probe import Relearning, relearning
 from timm_csg.metrics.localisation import Localisation, cam, whole_image
 from timm_csg.metrics.location_instability import (
     LocationInstability,
@@ -70,11 +71,13 @@ __all__ = [
     "PartInterpretability",
     "Peaks",
     "ReceptiveField",
+    "Relearning",
     "ShardSampler",
     "SimilaritySummary",
     "StageWeight",
     "Verdict",
     "ablate",
+    "ablate_linear",
     "accuracy",
     "activation_similarity",
     "activmap",
@@ -113,6 +116,7 @@ __all__ = [
     "purity",
     "read_annotations",
     "receptive_field",
+    "relearning",
     "stage_weight",
     "summarize_similarity",
     "threshold_detection",

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
 def is_channels_last(model: nn.Module) -> bool:
     """Whether 4-D features are [batch, height, width, filters]; timm says so in ``output_fmt``."""
     return str(getattr(model, "output_fmt", "NCHW")) == "NHWC"
+
+
+_LOUD = 1024.0  # a response whose part of the logits is large beside the bias: half precision keeps its digits
 
 
 @contextmanager
@@ -49,3 +53,60 @@ def seen_maps(model: nn.Module, images: Tensor) -> Tensor:
             "image; use a model with a map, see find_stage(model).layout."
         )
     return features.permute(0, 3, 1, 2) if is_channels_last(model) else features
+
+
+class LinearHead(NamedTuple):
+    """A head whose logits are ``responses @ weight.T + bias``; float64 weight [classes, filters], bias [classes]."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def pooled_responses(model: Any, features: Tensor) -> Tensor:
+    """The responses that a linear head would add up [batch, filters]: mean over a map, the head's own over tokens."""
+    if features.ndim == 4:
+        return features.mean(dim=(1, 2) if is_channels_last(model) else (2, 3))
+    responses: Tensor = model.forward_head(features, pre_logits=True)
+    return responses
+
+
+@torch.no_grad()
+def find_linear_head(model: Any, features: Tensor) -> LinearHead | None:
+    """What each filter alone adds to the logits, if sums of it are what the head makes of these features; else None.
+
+    The head itself is asked, with every filter alone and with none, so a layer that does more than its ``weight`` says
+    (LoRA, pruning) is read right. Its answers with all filters and with every other one must be those sums.
+    """
+    if getattr(getattr(model, "mechanism", None), "acts_without_targets", False):
+        return None
+    parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    in_channels = features.ndim == 4 and not is_channels_last(model)
+    width = features.shape[1 if in_channels else -1]
+    some = torch.arange(width, device=features.device) % 2
+    positions = [1, 1] if features.ndim == 4 else [1 + int(getattr(model, "num_prefix_tokens", 0))]
+    alone = _LOUD * torch.eye(width + 1, width, device=features.device)  # the last row is zeros
+    alone = alone.view(width + 1, *(1 for _ in positions), width).expand(-1, *positions, -1)
+    features = features.to(parameter.dtype)
+    maps = alone.movedim(-1, 1) if in_channels else alone
+    cut = features * (some[:, None, None] if in_channels else some)
+    try:
+        with torch.autocast(parameter.device.type, enabled=False):
+            alone_logits, *found = (
+                _float64(model.forward_head(given.to(parameter.dtype))) for given in (maps, features, cut)
+            )
+            responses = _float64(pooled_responses(model, features))
+    except (RuntimeError, ValueError, IndexError):
+        return None  # a head that takes no single position
+    head = LinearHead((alone_logits[:-1] - alone_logits[-1]).T / _LOUD, alone_logits[-1])
+    tolerance = 1e-3 if parameter.dtype in (torch.float32, torch.float64) else 5e-2
+    sums = [given @ head.weight.T + head.bias for given in (responses, responses * some.to(responses.device))]
+    fits = all(
+        logits.shape == expected.shape and (logits - expected).abs().max() <= tolerance * (expected.abs().max() + 1e-6)
+        for logits, expected in zip(found, sums, strict=True)
+    )
+    return head if fits else None
+
+
+def _float64(values: Tensor) -> Tensor:
+    """On the CPU where the device has no such numbers."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
