@@ -12,6 +12,7 @@ from timm_csg.metrics.adversarial import (
 from timm_csg.metrics.attacks import fgsm, pgd
 from timm_csg.metrics.class_specificity import class_correlation, class_selectivity, purity
 from timm_csg.metrics.collect import Activations, ShardSampler, accuracy, collect, collect_bytes, pool
+from timm_csg.metrics.filter_quality import class_independence, contrastiveness, mono_score, spatial_diversity
 from timm_csg.metrics.gate import (
     GateCounts,
     binarity,
@@ -84,11 +85,13 @@ __all__ = [
     "binarity",
     "cam",
     "class_correlation",
+    "class_independence",
     "class_selectivity",
     "classes_per_filter",
     "collect",
     "collect_bytes",
     "collect_peaks",
+    "contrastiveness",
     "default_classifiers",
     "detection_errors",
     "effective_diameter",
@@ -100,6 +103,7 @@ __all__ = [
     "half_sample_interval",
     "input_geometry",
     "location_instability",
+    "mono_score",
     "mutual_information",
     "mutual_information_bound",
     "mutual_information_per_class",
@@ -117,6 +121,7 @@ __all__ = [
     "read_annotations",
     "receptive_field",
     "relearning",
+    "spatial_diversity",
     "stage_weight",
     "summarize_similarity",
     "threshold_detection",

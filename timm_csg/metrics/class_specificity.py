@@ -53,7 +53,7 @@ def purity(features: Tensor, targets: Tensor, num_classes: int | None = None, *,
             "pass a smaller count or more images."
         )
     shares = []
-    for chunk in _chunks(features, len(counts)):
+    for chunk in filter_chunks(features, len(counts)):
         last = chunk.topk(count, dim=0).values[-1]
         stronger, equal = (chunk > last).double(), (chunk == last).double()
         left = (count - stronger.sum(dim=0)) / equal.sum(dim=0)
@@ -99,7 +99,7 @@ def class_selectivity(features: Tensor, targets: Tensor, num_classes: int | None
         )
     present = counts > 0
     indices = []
-    for chunk in _chunks(features, len(counts)):
+    for chunk in filter_chunks(features, len(counts)):
         scaled = chunk.double() / chunk.amax(dim=0).double().clamp_min(torch.finfo(torch.float64).tiny)
         means = class_sums(scaled, targets, len(counts))[present] / counts[present, None]
         best = means.amax(dim=0)
@@ -145,7 +145,7 @@ def class_correlation(features: Tensor, targets: Tensor, num_classes: int | None
 
 def standardised_chunks(features: Tensor, num_classes: int) -> Iterator[Tensor]:
     """Some filters at a time [samples, filters of the chunk], float64, each of mean 0 and norm 1; constant ones 0."""
-    for chunk in _chunks(features, num_classes):
+    for chunk in filter_chunks(features, num_classes):
         varies = chunk.amax(dim=0) > chunk.amin(dim=0)
         centred = chunk.double()
         centred = centred / centred.abs().amax(dim=0).clamp_min(torch.finfo(torch.float64).tiny)  # squares stay finite
@@ -164,7 +164,8 @@ def indicator_norm(counts: Tensor) -> Tensor:
     return torch.where(squared > 0, squared, torch.inf).rsqrt()[:, None]
 
 
-def _chunks(features: Tensor, num_classes: int) -> Iterator[Tensor]:
+def filter_chunks(features: Tensor, num_classes: int) -> Iterator[Tensor]:
+    """Some filters at a time [samples, filters of the chunk], so that copies in float64 stay small."""
     size = max(1, _VALUES_PER_CHUNK // max(len(features), num_classes))
     return iter(features.detach().split(size, dim=1))
 
