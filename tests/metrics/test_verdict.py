@@ -175,7 +175,7 @@ def test_others_that_suffer_and_a_removal_that_nobody_measured_are_named():
     matrix, features, targets = simulate(strength=4.0)
     assert_no(judge(matrix, features, targets, removal=removal(5, others=0.87)), "harms the others")
     assert judge(matrix, features, targets, removal=removal(5, others=0.881)).trusted
-    assert_no(judge(matrix, features, targets, removal=None), "nobody measured")
+    assert_no(judge(matrix, features, targets, removal=None), "was not measured")
 
 
 def test_accuracy_lost_against_standard_training_is_named_if_it_is_more_than_a_picture():

@@ -2,7 +2,7 @@
 
 Removing a class's filters hides the class from the model's classifier; it does not delete what the other filters know.
 Work on unlearning asks this as "knowledge retention": whether a new linear layer on the changed network's features
-finds the class again (ESC, CVPR 2025).
+finds the class again (Lee et al., ESC, CVPR 2025, https://arxiv.org/abs/2504.02199).
 """
 
 from __future__ import annotations
