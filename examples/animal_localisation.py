@@ -18,7 +18,7 @@ from timm_csg import metrics
 
 def load(folder):
     """A plain timm checkpoint or one of ours."""
-    if (Path(folder) / "timm_csg.safetensors").exists():
+    if (Path(folder) / "mechanism" / "timm_csg.safetensors").exists():
         return timm_csg.from_pretrained(folder)
     return timm.create_model(f"local-dir:{folder}", pretrained=True)
 

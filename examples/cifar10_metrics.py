@@ -52,7 +52,7 @@ def cell(values: list[float]) -> str:
 
 def load(folder: Path):
     """A checkpoint of timm_csg, or a plain timm one of resnet20_cifar."""
-    if (folder / "timm_csg.safetensors").is_file():
+    if (folder / "mechanism" / "timm_csg.safetensors").is_file():
         return timm_csg.from_pretrained(folder)
     model = timm.create_model("resnet20_cifar")
     model.load_state_dict(load_file(folder / "model.safetensors"))

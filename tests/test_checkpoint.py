@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import hashlib
 import json
 import logging
 
@@ -17,7 +18,7 @@ import timm_csg
 from timm_csg import CheckpointError, from_pretrained, load_checkpoint, save_pretrained
 
 BOTH = ("standard", "gated")
-FILES = ("model.safetensors", "timm_csg.safetensors", "config.json")
+FILES = ("model.safetensors", "mechanism/timm_csg.safetensors", "config.json")
 
 
 @pytest.fixture
@@ -53,7 +54,9 @@ def assert_refused(call, model, words):
 
 
 def contents(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
 
 
 # Round trips
@@ -99,7 +102,7 @@ def test_weights_file_has_exactly_the_keys_of_plain_timm(make_model, saved):
     with safetensors.safe_open(saved / "model.safetensors", "pt") as weights:
         assert sorted(weights.keys()) == sorted(make_model().state_dict())
         assert weights.metadata() == {"format": "pt"}
-    assert list(safetensors.torch.load_file(saved / "timm_csg.safetensors")) == ["gate"]
+    assert list(safetensors.torch.load_file(saved / "mechanism/timm_csg.safetensors")) == ["gate"]
 
 
 def test_channels_last_model_round_trips(model, tmp_path, images, targets):
@@ -399,9 +402,16 @@ def test_mechanism_in_a_file_does_not_go_into_a_plain_model(model, make_model, t
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_gate_that_is_not_finite_is_refused(model, other, tmp_path, value):
+    save_pretrained(model, tmp_path)
     with torch.no_grad():
         model.mechanism.gate[0, 0] = value
-    save_pretrained(model, tmp_path)
+    with pytest.raises(ValueError, match=r"mechanism.gate is not finite.*save an earlier state"):
+        save_pretrained(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    file = tmp_path / "mechanism/timm_csg.safetensors"
+    safetensors.torch.save_file(model.mechanism.state_dict(), file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    edit(tmp_path, lambda config: config["timm_csg"]["sha256"].update({"mechanism/timm_csg.safetensors": digest}))
     assert_refused(lambda: load_checkpoint(other, tmp_path), other, "mechanism.gate is not finite")
     assert_refused(lambda: from_pretrained(tmp_path), other, "mechanism.gate is not finite")
 
@@ -465,7 +475,9 @@ def test_config_that_is_no_dictionary_is_refused(other, saved, text):
 def test_files_have_the_permissions_of_any_new_file(tiny_model, tmp_path):
     (tmp_path / "any").touch()
     timm_csg.save_pretrained(timm_csg.differentiate(tiny_model), tmp_path / "out")
-    assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {(tmp_path / "any").stat().st_mode}
+    assert {path.stat().st_mode for path in (tmp_path / "out").rglob("*") if path.is_file()} == {
+        (tmp_path / "any").stat().st_mode
+    }
 
 
 def test_numbers_of_other_weights_do_not_stay(tiny_model, tmp_path):

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from timm_csg import recipes as recipes
     from timm_csg.adaptation import Adaptation, adapt
     from timm_csg.assignment import Assignment, assign_filters
-    from timm_csg.checkpoint import load_checkpoint, save_pretrained
+    from timm_csg.checkpoint import save_pretrained
     from timm_csg.freezing import freeze
-    from timm_csg.hub import from_pretrained, push_to_hub
+    from timm_csg.hub import from_pretrained
     from timm_csg.hub_errors import HubError
+    from timm_csg.loading import load_checkpoint
     from timm_csg.manifest import CheckpointError
     from timm_csg.mechanisms import (
         AssignedConfig,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         plain,
         undifferentiate,
     )
+    from timm_csg.pushing import push_to_hub
     from timm_csg.schedule import Alternating, Joint
     from timm_csg.stage import Stage, find_stage
     from timm_csg.training import Progress, TrainingMixin, param_groups
@@ -88,10 +90,11 @@ _MODULES = ("explain", "metrics", "plots", "recipes")
 _NAMES = {
     "adaptation": ("Adaptation", "adapt"),
     "assignment": ("Assignment", "assign_filters"),
-    "checkpoint": ("load_checkpoint", "save_pretrained"),
+    "checkpoint": ("save_pretrained",),
     "freezing": ("freeze",),
-    "hub": ("from_pretrained", "push_to_hub"),
+    "hub": ("from_pretrained",),
     "hub_errors": ("HubError",),
+    "loading": ("load_checkpoint",),
     "manifest": ("CheckpointError",),
     "mechanisms": (
         "AssignedConfig",
@@ -114,6 +117,7 @@ _NAMES = {
         "plain",
         "undifferentiate",
     ),
+    "pushing": ("push_to_hub",),
     "schedule": ("Alternating", "Joint"),
     "stage": ("Stage", "find_stage"),
     "training": ("Progress", "TrainingMixin", "param_groups"),

@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from timm.models._input import get_model_input_config
 from torch import nn
 
+from timm_csg.labels import class_names
 from timm_csg.mechanisms.base import Mechanism, list_mechanisms
 from timm_csg.stage import find_stage
 from timm_csg.version import __version__
@@ -25,6 +26,7 @@ END = "<!-- timm_csg: end -->"
 _BLOCK = re.compile(r"<!-- timm_csg: begin\b.*?<!-- timm_csg: end -->", re.DOTALL)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _OURS = " (timm_csg)"
+_MOST_CLASSES = 20
 _METHODS = {
     "csg": (
         "a class-specific gate (CSG): every filter of the last stage has learned to serve about one class",
@@ -71,6 +73,9 @@ class Facts(NamedTuple):
         metrics: What was measured; ``"data"``, ``"seed"`` and ``"recipe"`` are named beside the numbers.
         base_model: Where the weights came from before training; in the metadata only if it is a Hub id.
         figures: Pictures beside the card, such as ``"assets/gate.png"``.
+        class_names: One for each class; empty: those that the model was loaded with, if any.
+        input_size: Channels, height and width of the images; empty: as ``model.pretrained_cfg`` says.
+        layer: The last stage in words, see ``stage.Stage``; empty: looked for in the model.
     """
 
     name: str
@@ -78,6 +83,9 @@ class Facts(NamedTuple):
     metrics: dict[str, Any] | None = None
     base_model: str | None = None
     figures: Sequence[str] = ()
+    class_names: Sequence[str] = ()
+    input_size: Sequence[int] = ()
+    layer: str = ""
 
 
 def has_block(text: str) -> bool:
@@ -133,7 +141,7 @@ def _parse(text: str) -> ModelCard:
         return ModelCard(text if has_metadata else f"---\nlibrary_name: timm\n---\n{text}")
     except Exception as error:  # yaml's own errors, and those of the card classes
         raise ValueError(
-            f"the metadata at the top of README.md (between lines '---') cannot be read: {error}. Mend or remove it."
+            f"the metadata at the top of README.md (between lines '---') cannot be read: {error}. Fix or remove it."
         ) from error
 
 
@@ -191,19 +199,20 @@ def _block(model: Any, facts: Facts) -> str:
 def _summary(model: Any, facts: Facts) -> str:
     architecture = model.pretrained_cfg.get("architecture", model._plain_class.__name__)
     method = _METHODS.get(model.mechanism.name, (f"the mechanism `{model.mechanism.name}`", ""))[0]
-    try:
-        layer = str(find_stage(model))
-    except Exception:  # a card must not keep a model from being saved
-        layer = f"{model.mechanism.num_filters} filters"
+    layer = facts.layer or str(find_stage(model))
+    names = list(map(_plain, facts.class_names or class_names(model) or []))
+    more = f" and {len(names) - _MOST_CLASSES} more" if len(names) > _MOST_CLASSES else ""
+    classes = f" ({', '.join(names[:_MOST_CLASSES])}{more})" if names else ""
     trained = f" Training started from `{_plain(facts.base_model)}`." if facts.base_model else ""
     return (
-        f"An image classifier of timm, `{architecture}` with {model.num_classes} classes, trained with {method}.\n"
+        f"An image classifier of timm, `{architecture}` with {model.num_classes} classes{classes}, "
+        f"trained with {method}.\n"
         f"The layer: {layer}.{trained}"
     )
 
 
 def _usage(model: Any, facts: Facts) -> str:
-    shape = ", ".join(map(str, get_model_input_config(model)["input_size"]))
+    shape = ", ".join(map(str, facts.input_size or get_model_input_config(model)["input_size"]))
     register = ""
     if not model._plain_class.__module__.startswith("timm."):
         register = "\nThe architecture is not part of timm: import the file that registers it first.\n"

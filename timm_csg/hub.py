@@ -1,50 +1,32 @@
-"""The Hugging Face Hub: push a differentiated model in one commit, load it anywhere, also offline afterwards."""
+"""Loading from the Hugging Face Hub, also offline afterwards; ``timm_csg.pushing`` pushes."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-import shutil
-import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import (
-    CommitInfo,
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    get_token,
-    hf_hub_download,
-)
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from torch import nn
 
-from timm_csg import card
-from timm_csg.checkpoint import load_directory, save_pretrained
-from timm_csg.hub_errors import CONFLICTS, TRANSPORT_ERROR, TROUBLES, HubError, explained
+from timm_csg.hub_errors import explained
+from timm_csg.loading import load_directory
 from timm_csg.manifest import (
-    ASSETS,
     CONFIG,
     MECHANISM,
-    METRICS,
-    README,
     WEIGHTS,
     CheckpointError,
+    Manifest,
     UnreadableConfigError,
     damaged_files,
-    read_config,
-    read_metrics,
 )
 from timm_csg.model import DifferentiatedModel
 from timm_csg.version import __version__
 
 _logger = logging.getLogger(__name__)
-_HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.git)", re.ASCII)
-_ATTEMPTS = 4
+HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.git)", re.ASCII)
 
 
 def from_pretrained(
@@ -79,7 +61,7 @@ def from_pretrained(
         HubError: If the Hub cannot be reached, refuses, or has no such repository, revision or file.
 
     Example:
-        >>> import timm, timm_csg
+        >>> import tempfile, timm, timm_csg
         >>> folder = tempfile.mkdtemp()
         >>> model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=10))
         >>> _ = timm_csg.save_pretrained(model, folder)
@@ -117,8 +99,14 @@ def _parse_name(name: str | os.PathLike[str], revision: str | None) -> tuple[str
         if revision is not None:
             raise ValueError(f"{text} is a folder and has no revision; leave revision={revision!r} out.")
         return None, None
+    if Path(text).is_file():
+        raise CheckpointError(
+            f"{text} is a file of weights, which says neither the model nor the mechanism; make the model and its "
+            f"mechanism as for training, call timm_csg.load_checkpoint(model, {text!r}), and save a folder with "
+            "timm_csg.save_pretrained(model, 'folder')."
+        )
     repo_id, _, named = text.removeprefix(prefix).partition("@")
-    if not _HUB_ID.fullmatch(repo_id):
+    if not HUB_ID.fullmatch(repo_id):
         raise CheckpointError(
             f"no checkpoint at {text}: there is no such folder, and repositories are named 'user/name' or "
             "'hf-hub:user/name@revision'."
@@ -142,7 +130,7 @@ def _download(repo_id: str, revision: str | None, source: str, *, force_download
             ) from error
         folder = config_file.parent
         try:
-            read_config(folder, source)
+            Manifest.read(folder, source)
         except UnreadableConfigError:
             return folder  # the caller sees that, and downloads it again
         except CheckpointError as error:
@@ -155,158 +143,3 @@ def _download(repo_id: str, revision: str | None, source: str, *, force_download
                     raise
                 raise CheckpointError(f"the checkpoint {source} is incomplete: {file} is missing.") from error
     return folder
-
-
-def push_to_hub(
-    model: nn.Module,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str | None = None,
-    metrics: dict[str, Any] | None = None,
-    base_model: str | None = None,
-    base_revision: str | None = None,
-    figures: Sequence[str | os.PathLike[str]] = (),
-) -> CommitInfo:
-    """Push a differentiated model to the Hub: weights, mechanism, config and model card in one commit, or not at all.
-
-    The repository loads with ``from_pretrained`` here, with ``timm.create_model("hf-hub:user/name", pretrained=True)``
-    in plain timm, and with ``TimmWrapperForImageClassification`` in transformers. For mechanisms that act at inference
-    without targets, plain timm loads the weights but computes other logits; the card says so.
-
-    A later push replaces the model and our block of the card; text and metadata of yours in the Hub's README stay.
-    Pushing what is there already makes no commit. If somebody else pushes meanwhile, it starts again from theirs.
-
-    Args:
-        model: A differentiated model, also wrapped in DistributedDataParallel or compiled.
-        repo_id: ``"user/name"``; made if it does not exist.
-        private: Whether a new repository is private; None: as your account says.
-        token: With write permission; None: the one you logged in with.
-        revision: Branch to push to; None: ``main``.
-        create_pr: Open a pull request instead.
-        commit_message: First line of the commit.
-        metrics: What was measured; ``"data"``, ``"seed"`` and ``"recipe"`` are named in the card. None: nothing
-            was, and the numbers of an earlier push go.
-        base_model: Where the weights came from before training, for example ``"timm/resnet18.a1_in1k"``.
-        base_revision: Its commit.
-        figures: PNG files for the card, such as a picture of the gate.
-
-    Returns:
-        The commit: ``oid``, ``commit_url`` and, with ``create_pr``, ``pr_url``.
-
-    Raises:
-        TypeError: If the model is not differentiated.
-        ValueError: If ``metrics`` cannot be written as JSON, an argument is wrong, or the metadata of the README on the
-            Hub cannot be read.
-        HubError: If the Hub cannot be reached or refuses, saying why and what to do.
-    """
-    token = _check_push(repo_id, token, revision, create_pr=create_pr)
-    with tempfile.TemporaryDirectory(prefix="timm_csg-") as folder, explained(f"push to {repo_id}"):
-        for figure in map(Path, figures):
-            if figure.suffix != ".png":
-                raise ValueError(f"figures must be .png files, but one is {figure}.")
-            (Path(folder) / ASSETS).mkdir(exist_ok=True)
-            shutil.copyfile(figure, Path(folder) / ASSETS / figure.name.replace(" ", "_"))
-        save_pretrained(model, folder, metrics=metrics, base_model=base_model, base_revision=base_revision)
-        (Path(folder) / README).unlink(missing_ok=True)
-        return push_folder(
-            folder, repo_id, private=private, token=token, revision=revision, create_pr=create_pr,
-            commit_message=commit_message,
-        )  # fmt: skip
-
-
-def push_folder(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str | None = None,
-) -> CommitInfo:
-    """Push a folder made by ``save_pretrained``, after loading it to see that it is whole; see ``push_to_hub``.
-
-    Only the checkpoint's own files go: config, weights, mechanism, ``metrics.json``, ``README.md``, ``assets/*.png``.
-    The folder's README is used if the repository has none.
-
-    Raises:
-        CheckpointError: If the folder holds no whole checkpoint.
-        HubError: If the Hub cannot be reached or refuses, saying why and what to do.
-    """
-    token = _check_push(repo_id, token, revision, create_pr=create_pr)
-    folder = Path(folder)
-    model = load_directory(folder)
-    config = read_config(folder)
-    files = {name: folder / name for name in (CONFIG, WEIGHTS, MECHANISM)}
-    metrics = read_metrics(folder)
-    files |= {} if metrics is None else {METRICS: folder / METRICS}
-    figures = {f"{ASSETS}/{path.name}": path for path in sorted((folder / ASSETS).glob("*.png"))}
-    base_model = config["timm_csg"].get("base_model")
-    facts = card.Facts(repo_id.split("/")[1], f"hf-hub:{repo_id}", metrics, base_model, list(figures))
-    api = HfApi(token=token, library_name="timm_csg", library_version=__version__)
-    message = commit_message or f"Add {config['architecture']} with mechanism {config['timm_csg']['mechanism']}"
-    with explained(f"push to {repo_id}"):
-        api.create_repo(repo_id, private=private, exist_ok=True)
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            with explained(f"push to {repo_id}"):
-                return _commit(
-                    api, repo_id, model, facts, files | figures, message, folder / README, revision, create_pr
-                )
-        except HubError as error:
-            lost = error.status is None and isinstance(error.__cause__, TRANSPORT_ERROR)
-            again = error.status in CONFLICTS or ((lost or error.status in TROUBLES) and not create_pr)
-            if not again or attempt == _ATTEMPTS:
-                raise
-            _logger.warning("%s; trying again (%d of %d)", error, attempt, _ATTEMPTS - 1)
-            time.sleep(0.5 * 2**attempt)
-    raise HubError(f"cannot push to {repo_id}.")
-
-
-def _commit(
-    api: HfApi, repo_id: str, model: nn.Module, facts: card.Facts, files: dict[str, Path], message: str,
-    own_readme: Path, revision: str | None, create_pr: bool,
-) -> CommitInfo:  # fmt: skip
-    """One commit upon what is there now; refused with status 412 if that has changed before the commit arrives."""
-    info = api.model_info(repo_id, revision=revision)
-    there = {sibling.rfilename for sibling in info.siblings or []}
-    previous = None
-    with tempfile.TemporaryDirectory(prefix="timm_csg-") as folder:
-        if README in there:
-            path = api.hf_hub_download(repo_id, README, revision=info.sha, local_dir=folder)
-            try:
-                previous = Path(path).read_bytes().decode()
-            except UnicodeDecodeError as error:
-                raise HubError(f"cannot push to {repo_id}: its {README} is not UTF-8; mend or remove it.") from error
-    stale = {METRICS, *([] if previous is None else card.figures_in_block(previous))} & there - set(files)
-    if previous is None and own_readme.is_file():
-        previous = own_readme.read_text(encoding="utf-8")
-    readme = card.model_card(model, facts, previous)
-    operations = [CommitOperationAdd(name, path) for name, path in files.items()]
-    operations += [CommitOperationAdd(README, readme.encode())]
-    return api.create_commit(
-        repo_id,
-        [*operations, *(CommitOperationDelete(name) for name in sorted(stale))],
-        commit_message=message,
-        revision=revision,
-        create_pr=create_pr,
-        parent_commit=info.sha,
-    )
-
-
-def _check_push(repo_id: str, token: str | None, revision: str | None, *, create_pr: bool) -> str:
-    if not isinstance(repo_id, str) or not _HUB_ID.fullmatch(repo_id):
-        raise ValueError(f"repo_id must be 'user/name' (letters, digits, '-', '_', '.'), but is {repo_id!r}.")
-    if create_pr and revision not in (None, "main"):
-        raise ValueError(f"a pull request goes to main; leave out revision={revision!r} or create_pr=True.")
-    found = token or get_token()
-    if not found:
-        raise HubError(
-            f"cannot push to {repo_id}: no token. Log in with 'hf auth login', set HF_TOKEN, or pass token=...; make "
-            "one with write permission at https://huggingface.co/settings/tokens."
-        )
-    return found

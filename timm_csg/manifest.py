@@ -10,29 +10,25 @@ import hashlib
 import json
 import logging
 import re
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import safetensors
-import timm
-from torch import Tensor
+from typing import Any
 
 from timm_csg.mechanisms.base import MechanismConfig, list_mechanisms, resolve_config
 from timm_csg.version import __version__
 
 _logger = logging.getLogger(__name__)
 FORMAT = 1
-WEIGHTS, MECHANISM, CONFIG, METRICS = "model.safetensors", "timm_csg.safetensors", "config.json", "metrics.json"
+WEIGHTS, MECHANISM = "model.safetensors", "mechanism/timm_csg.safetensors"
+CONFIG, METRICS = "config.json", "metrics.json"
 README, ASSETS = "README.md", "assets"
 _OWN_KEYS = {
     "format", "mechanism", "config", "acts_without_targets", "versions", "base_model", "base_revision", "sha256",
 }  # fmt: skip
 _COMPUTES = ("architecture", "num_classes", "model_args", "pretrained_cfg")
-_MAX_CONFIG_BYTES = 2**24
-_MAX_ARGUMENT = 2**16
-_MAX_VALUES = 2**17
-_NO_MODEL = "does not describe a model that can be built"
+_MAX_CONFIG_BYTES = 2**26  # names of 100,000 classes fit
+NO_MODEL = "does not describe a model that can be built"
 
 
 class CheckpointError(ValueError):
@@ -47,39 +43,130 @@ class UnreadableConfigError(CheckpointError):
     """``config.json`` is not even JSON: damaged on its way, or by hand."""
 
 
-class Header(NamedTuple):
-    """What a safetensors file says about a tensor: its shape, and ``"F"`` float, ``"C"`` complex or ``"I"`` integer."""
+@dataclass(frozen=True)
+class Manifest:
+    """What ``config.json`` of a checkpoint says; its entry ``"timm_csg"`` has a known format, mechanism and checksums.
 
-    shape: tuple[int, ...]
-    kind: str
+    Attributes:
+        folder: The checkpoint.
+        config: The whole file.
+    """
+
+    folder: Path
+    config: dict[str, Any]
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Header:
-        """That of a tensor in memory."""
-        return cls(tuple(tensor.shape), "C" if tensor.is_complex() else "F" if tensor.is_floating_point() else "I")
+    def read(cls, folder: Path, source: str | None = None) -> Manifest:
+        """Read and check ``config.json``.
+
+        Args:
+            folder: The checkpoint.
+            source: What to tell timm to load instead where there is no mechanism; None: ``"local-dir:folder"``.
+
+        Raises:
+            CheckpointError: If it is missing, damaged, foreign or of a newer format.
+        """
+        path = folder / CONFIG
+        config = _read_json(path, folder)
+        own = config.get("timm_csg") if isinstance(config, dict) else None
+        if own is None and is_transformers_folder(folder):
+            raise CheckpointError(
+                f"{folder} was written by transformers: it holds weights, but not the options of a mechanism. Make the "
+                "model as for training, timm_csg.differentiate(timm.create_model(...), ...), and call "
+                f"timm_csg.load_checkpoint(model, '{folder}')."
+            )
+        if own is None:
+            raise NoMechanismError(
+                f"{path} is a checkpoint without a mechanism; load it with "
+                f"timm.create_model('{source or f'local-dir:{folder}'}', pretrained=True) and call differentiate()."
+            )
+        _check_own(own, path)
+        return cls(folder, config)
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The entry ``"timm_csg"``."""
+        own: dict[str, Any] = self.config["timm_csg"]
+        return own
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder / CONFIG
+
+    def options(self) -> MechanismConfig:
+        """The mechanism's options, see ``mechanism_config``."""
+        return mechanism_config(self.own, self.path)
+
+    def metrics(self) -> dict[str, Any] | None:
+        """What was measured, from ``metrics.json``; None if there is no such file.
+
+        Raises:
+            CheckpointError: If it is damaged.
+        """
+        path = self.folder / METRICS
+        if not path.is_file():
+            return None
+        metrics = _read_json(path, self.folder)
+        if not isinstance(metrics, dict):
+            raise CheckpointError(f"{path} is damaged: it holds no dictionary.")
+        return metrics
+
+    def check_fingerprint(self) -> None:
+        """Refuse a config that was changed after saving.
+
+        Raises:
+            CheckpointError: If the config has a checksum of its own, and it differs.
+        """
+        expected = self.own["sha256"].get(CONFIG)
+        if expected is not None and expected != fingerprint(self.config):
+            raise CheckpointError(
+                f"{self.path} is damaged or was edited (the checksum of its {', '.join(_COMPUTES)} and mechanism "
+                "differs); download again, or load what was saved and save_pretrained() it with the change."
+            )
+
+    def check_files(self) -> None:
+        """Compare the two tensor files with their checksums.
+
+        Raises:
+            CheckpointError: If one is missing or differs.
+        """
+        for name in (WEIGHTS, MECHANISM):
+            path = self.folder / name
+            if not path.is_file():
+                raise CheckpointError(f"the checkpoint at {self.folder} is incomplete: {name} is missing.")
+            if self.own["sha256"][name] != sha256(path):
+                raise CheckpointError(
+                    f"{path} is damaged or was not saved together with {CONFIG} (its checksum differs); "
+                    "save or download again."
+                )
 
 
-def read_config(directory: Path, source: str | None = None) -> dict[str, Any]:
-    """Read and check ``config.json``.
+def damaged_files(folder: Path) -> list[str]:
+    """Names of the files that are missing or differ from their checksums; the config alone if it cannot tell.
 
-    Args:
-        directory: The checkpoint's folder.
-        source: What to tell timm to load instead where there is no mechanism; None: ``"local-dir:folder"``.
-
-    Returns:
-        The whole file; its entry ``"timm_csg"`` has a known format, mechanism, config and checksums.
-
-    Raises:
-        CheckpointError: If it is missing, damaged, foreign or of a newer format.
+    Example:
+        >>> damaged_files(Path("/nowhere"))
+        ['config.json']
     """
-    path = directory / CONFIG
-    config = _read_json(path, directory)
-    own = config.get("timm_csg") if isinstance(config, dict) else None
-    if own is None:
-        raise NoMechanismError(
-            f"{path} is a checkpoint without a mechanism; load it with "
-            f"timm.create_model('{source or f'local-dir:{directory}'}', pretrained=True) and call differentiate()."
-        )
+    try:
+        found = Manifest.read(folder)
+        found.check_fingerprint()
+    except CheckpointError:
+        return [CONFIG]
+    expected = found.own["sha256"]
+    names = (WEIGHTS, MECHANISM)
+    return [name for name in names if not (folder / name).is_file() or sha256(folder / name) != expected[name]]
+
+
+def is_transformers_folder(folder: Path) -> bool:
+    """Whether transformers wrote a folder, such as ``checkpoint-500`` of its Trainer; it holds no options of ours."""
+    path = folder / CONFIG
+    config = _read_json(path, folder) if path.is_file() else None
+    return isinstance(config, dict) and "timm_csg" not in config and "model_type" in config
+
+
+def _check_own(own: Any, path: Path) -> None:
     if not isinstance(own, dict) or type(own.get("format")) is not int:
         raise CheckpointError(f"{path} is damaged: its entry 'timm_csg' has no format number.")
     if own["format"] > FORMAT:
@@ -97,22 +184,6 @@ def read_config(directory: Path, source: str | None = None) -> dict[str, Any]:
     if own.get("mechanism") not in list_mechanisms() or not isinstance(own.get("config"), dict):
         named = short(repr(own.get("mechanism")))
         raise CheckpointError(f"{path} names the mechanism {named}; known here are {', '.join(list_mechanisms())}.")
-    result: dict[str, Any] = config
-    return result
-
-
-def read_metrics(directory: Path) -> dict[str, Any] | None:
-    """What was measured, from ``metrics.json``; None if there is no such file.
-
-    Raises:
-        CheckpointError: If it is damaged.
-    """
-    if not (directory / METRICS).is_file():
-        return None
-    metrics = _read_json(directory / METRICS, directory)
-    if not isinstance(metrics, dict):
-        raise CheckpointError(f"{directory / METRICS} is damaged: it holds no dictionary.")
-    return metrics
 
 
 def _read_json(path: Path, directory: Path) -> Any:
@@ -148,6 +219,17 @@ def short(value: object, length: int = 200) -> str:
     return text if len(text) <= length else text[:length] + "..."
 
 
+def listed(problems: Sequence[str]) -> str:
+    """The first five of several problems, and how many more.
+
+    Example:
+        >>> listed(["missing a", "missing b"])
+        'missing a; missing b'
+    """
+    more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return "; ".join(map(short, problems[:5])) + more
+
+
 def mechanism_config(own: dict[str, Any], path: Path) -> MechanismConfig:
     """The mechanism's options from a checked ``"timm_csg"`` entry.
 
@@ -175,47 +257,7 @@ def mechanism_config(own: dict[str, Any], path: Path) -> MechanismConfig:
             own = {**own, "config": {key: value for key, value in own["config"].items() if key in valid}}
         return resolve_config(own["mechanism"], own["config"])[1]
     except (ValueError, TypeError, OverflowError) as error:
-        raise CheckpointError(f"{path} {_NO_MODEL}: {short(str(error))}") from error
-
-
-def check_buildable(config: dict[str, Any], path: Path) -> None:
-    """Refuse architectures that are not registered and arguments that no saved model has, before timm sees them.
-
-    Raises:
-        CheckpointError: If the config would not build a model, or one that nobody can have saved.
-    """
-    architecture, num_classes = config.get("architecture"), config.get("num_classes")
-    problem = None
-    if not isinstance(architecture, str) or not timm.is_model(architecture):
-        problem = (
-            f"{short(repr(architecture))} is no architecture that timm {timm.__version__} knows; upgrade timm, or "
-            "import the file that registers it"
-        )
-    elif type(num_classes) is not int or not 1 <= num_classes <= 2**24:
-        problem = f"num_classes must be a whole number, 1 or more, but is {short(num_classes)}"
-    for name in ("model_args", "pretrained_cfg"):
-        values = config.get(name, {})
-        if problem is None and not isinstance(values, dict):
-            problem = f"{name} must be a dictionary, but is {short(values)}"
-        elif problem is None:
-            problem = _absurd(name, values)
-    if problem is not None:
-        raise CheckpointError(f"{path} {_NO_MODEL}: {problem}.")
-
-
-def _absurd(name: str, values: Any) -> str | None:
-    """What is wrong with a nest of JSON values, without recursion: numbers out of any range, or too many values."""
-    pending, seen = [values], 0
-    while pending:
-        value = pending.pop()
-        seen += 1
-        if seen > _MAX_VALUES:
-            return f"{name} has more than {_MAX_VALUES:,} values"
-        if isinstance(value, (dict, list)):
-            pending.extend(value.values() if isinstance(value, dict) else value)
-        elif isinstance(value, (int, float)) and not abs(value) <= _MAX_ARGUMENT:
-            return f"{name} holds the number {short(value, 40)}, but no model has arguments beyond {_MAX_ARGUMENT:,}"
-    return None
+        raise CheckpointError(f"{path} {NO_MODEL}: {short(str(error))}") from error
 
 
 def fingerprint(config: dict[str, Any]) -> str:
@@ -223,69 +265,6 @@ def fingerprint(config: dict[str, Any]) -> str:
     own = config["timm_csg"]
     parts = {name: config.get(name) for name in _COMPUTES} | {"mechanism": own["mechanism"], "config": own["config"]}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def check_fingerprint(config: dict[str, Any], path: Path) -> None:
-    """Refuse a config that was changed after saving.
-
-    Raises:
-        CheckpointError: If the config has a checksum of its own, and it differs.
-    """
-    expected = config["timm_csg"]["sha256"].get(CONFIG)
-    if expected is not None and expected != fingerprint(config):
-        raise CheckpointError(
-            f"{path} is damaged or was edited (the checksum of its {', '.join(_COMPUTES)} and mechanism differs); "
-            "download again, or load what was saved and save_pretrained() it with the change."
-        )
-
-
-def check_files(directory: Path, own: dict[str, Any]) -> None:
-    """Compare the two tensor files with their checksums.
-
-    Raises:
-        CheckpointError: If one is missing or differs.
-    """
-    for name in (WEIGHTS, MECHANISM):
-        path = directory / name
-        if not path.is_file():
-            raise CheckpointError(f"the checkpoint at {directory} is incomplete: {name} is missing.")
-        if own["sha256"][name] != sha256(path):
-            raise CheckpointError(
-                f"{path} is damaged or was not saved together with {CONFIG} (its checksum differs); "
-                "save or download again."
-            )
-
-
-def read_headers(path: Path) -> dict[str, Header]:
-    """Shapes and kinds of the tensors in a safetensors file, without reading them.
-
-    Raises:
-        CheckpointError: If it is no safetensors file.
-    """
-    try:
-        with safetensors.safe_open(path, "pt") as tensors:
-            parts = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118 (no mapping)
-            kinds = {key: str(part.get_dtype()) for key, part in parts.items()}  # F32, BF16, C64, I8, U8, BOOL, ...
-            kinds = {key: next((kind for kind in "FC" if kind in dtype), "I") for key, dtype in kinds.items()}
-            return {key: Header(tuple(part.get_shape()), kinds[key]) for key, part in parts.items()}
-    except Exception as error:  # the reader has an exception of its own for each kind of damage
-        raise CheckpointError(f"{path} is damaged or not a checkpoint of tensors: {short(str(error))}") from error
-
-
-def damaged_files(directory: Path) -> list[str]:
-    """Names of the files that are missing or differ from their checksums; the config alone if it cannot tell.
-
-    Example:
-        >>> damaged_files(Path("/nowhere"))
-        ['config.json']
-    """
-    try:
-        config = read_config(directory)
-        check_fingerprint(config, directory / CONFIG)
-    except CheckpointError:
-        return [CONFIG]
-    found = [(name, directory / name, config["timm_csg"]["sha256"][name]) for name in (WEIGHTS, MECHANISM)]
-    return [name for name, path, expected in found if not path.is_file() or sha256(path) != expected]
 
 
 def sha256(path: Path) -> str:

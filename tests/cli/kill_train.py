@@ -86,7 +86,7 @@ def outcome(output):
     with (output / "log.csv").open() as handle:
         log = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(handle)]
     metrics = json.loads((output / "metrics.json").read_text())["competitive"]
-    weights = [output / "model" / name for name in ("model.safetensors", "timm_csg.safetensors")]
+    weights = [output / "model" / name for name in ("model.safetensors", "mechanism/timm_csg.safetensors")]
     return log, metrics | {"seconds": None}, [path.read_bytes() for path in weights]
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from timm_csg.checkpoint import CheckpointError
 from timm_csg.cli.state import load_state, save_state
+from timm_csg.manifest import CheckpointError
 
 
 def test_nested_state_comes_back_as_it_was(tmp_path):

@@ -32,7 +32,7 @@ def run(output, *arguments, recipe="competitive", epochs=2):
 
 
 def assert_same_weights(one, other):
-    for name in ("model.safetensors", "timm_csg.safetensors"):
+    for name in ("model.safetensors", "mechanism/timm_csg.safetensors"):
         left, right = load_file(one / "model" / name), load_file(other / "model" / name)
         assert left.keys() == right.keys()
         for key, value in left.items():

@@ -65,7 +65,7 @@ def pushed(saved):
     """Put the model into a repository without going through a push."""
 
     def push(hub, repo_id="user/tiny", **options):
-        files = {path.name: path.read_bytes() for path in saved.iterdir()}
+        files = {path.relative_to(saved).as_posix(): path.read_bytes() for path in saved.rglob("*") if path.is_file()}
         return hub.add_repo(repo_id, files, **options)
 
     return push

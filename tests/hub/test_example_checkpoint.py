@@ -48,8 +48,8 @@ def test_trained_checkpoint_loads_here_and_in_plain_timm():
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="the trained checkpoint is not there yet")
 def test_trained_checkpoint_is_in_the_pushed_layout():
     names = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file()}
-    assert {"model.safetensors", "timm_csg.safetensors", "config.json", "metrics.json", "README.md"} <= names
-    assert all(name.startswith("assets/") or "/" not in name for name in names)
+    assert {"model.safetensors", "mechanism/timm_csg.safetensors", "config.json", "metrics.json", "README.md"} <= names
+    assert all(name.startswith(("assets/", "mechanism/")) or "/" not in name for name in names)
     metrics = json.loads((FOLDER / "metrics.json").read_text())
     assert {"accuracy", "data", "seed"} <= set(metrics)
     assert card.has_block((FOLDER / "README.md").read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ import torch
 import timm_csg
 from timm_csg import CheckpointError, manifest
 
-NAMES = ("model.safetensors", "timm_csg.safetensors", "config.json")
+NAMES = ("model.safetensors", "mechanism/timm_csg.safetensors", "config.json")
 HOSTILE = [
     None, True, False, 0, -1, 1, 2, 3, 7, 2**31, 2**63, 10**30, 10**400, -(10**18), 0.0, -0.5, 1e308, float("nan"),
     float("inf"), "", "max", "avg", "../../etc/passwd", "/etc/passwd", "C:\\x", "hf-hub:evil/x", "local-dir:/", "\x00",
@@ -217,6 +217,7 @@ def run(seeds, saved, model, images, targets, tmp_path, hub=None):
             for name in NAMES:
                 (folder / name).unlink(missing_ok=True)
             for name, data in files.items():
+                (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).write_bytes(data)
             try:
                 name = folder if hub is None else f"user/m{seed}"
@@ -258,8 +259,8 @@ def test_mutated_repositories_on_the_hub(regular_hub, saved, model, images, targ
         (lambda config: config["model_args"].update(layers=[60_000] * 4), "far more layers than its weights"),
         (lambda config: config["model_args"].update(channels=[60_000] * 4), "does not fit this"),
         (lambda config: config.update(architecture="vit_giant_patch14_dinov2", model_args={}), "does not fit this"),
-        (lambda config: config.update(architecture="../../evil"), "'../../evil' is no architecture that timm"),
-        (lambda config: config.update(architecture="hf-hub:evil/x"), "is no architecture"),
+        (lambda config: config.update(architecture="../../evil"), "'../../evil' is not an architecture that timm"),
+        (lambda config: config.update(architecture="hf-hub:evil/x"), "is not an architecture"),
         (lambda config: config["model_args"].update(checkpoint_path="/etc/passwd"), "unexpected keyword"),
         (lambda config: config["model_args"].update(pretrained=True), "does not describe a model"),
         (lambda config: config["pretrained_cfg"].update(input_size=[3, 10**8, 10**8]), "holds the number"),

@@ -71,7 +71,10 @@ def test_full_disk_for_real(tmp_path, saved):
     if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
         pytest.skip("mounting is not allowed here")
     hub = Hub()
-    hub.add_repo("user/tiny", {path.name: path.read_bytes() for path in saved.iterdir()})
+    hub.add_repo(
+        "user/tiny",
+        {path.relative_to(saved).as_posix(): path.read_bytes() for path in saved.rglob("*") if path.is_file()},
+    )
     result = run(PULL_ONTO_A_FULL_DISK, hub, disk, before, HF_HUB_DISABLE_XET="1")
     assert result.returncode == 0, result.stderr
     hub.close()

@@ -20,7 +20,7 @@ OBJECT = ["PUT /objects/OID", "POST /verify/OID"]
 CONFIG = ["HEAD /user/tiny/resolve/main/config.json", "GET /user/tiny/resolve/main/config.json"]
 TENSORS = [
     f"{method} /user/tiny/resolve/SHA/{name}"
-    for name in ("timm_csg.safetensors", "model.safetensors")
+    for name in ("mechanism/timm_csg.safetensors", "model.safetensors")
     for method in ("HEAD", "GET")
 ]
 
@@ -61,7 +61,7 @@ def test_all_files_arrive_in_one_commit(hub, model, tmp_path):
     timm_csg.push_to_hub(model, "user/tiny", metrics={"accuracy": 0.5}, figures=[figure], commit_message="all of it")
     repo = hub.repos["user/tiny"]
     assert repo.messages == ["initial commit", "all of it"]
-    names = ["config.json", "model.safetensors", "timm_csg.safetensors", "metrics.json", "README.md"]
+    names = ["config.json", "model.safetensors", "mechanism/timm_csg.safetensors", "metrics.json", "README.md"]
     assert sorted(repo.files()) == sorted([".gitattributes", *names, "assets/gate_of_mine.png"])
     assert "![gate_of_mine.png](assets/gate_of_mine.png)" in repo.files()["README.md"].decode()
 

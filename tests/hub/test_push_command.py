@@ -22,8 +22,8 @@ def test_folder_arrives_with_its_readme_metrics_and_figures(regular_hub, saved, 
     files = repo.files()
     assert repo.private
     assert repo.messages[-1] == "first"
-    tensors = ["model.safetensors", "timm_csg.safetensors"]
-    assert sorted(files) == [".gitattributes", "README.md", "assets/gate.png", "config.json", "metrics.json", *tensors]
+    tensors = ["model.safetensors", "mechanism/timm_csg.safetensors"]
+    assert set(files) == {".gitattributes", "README.md", "assets/gate.png", "config.json", "metrics.json", *tensors}
     readme = files["README.md"].decode()
     assert 'from_pretrained("hf-hub:user/tiny")' in readme
     assert readme.endswith("mine\n")

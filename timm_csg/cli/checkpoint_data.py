@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -16,15 +17,18 @@ from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from timm_csg.cli.data import Digits, Loader, class_names, open_split
+from timm_csg.cli.data import Digits, Loader, open_split
+from timm_csg.cli.data import class_names as names_of
 from timm_csg.cli.distributed import find_device
 from timm_csg.cli.images import CheckedImages
 from timm_csg.cli.options import DATA_OPTIONS
 from timm_csg.cli.settings import DIGITS, TrainSettings
 from timm_csg.hub import from_pretrained
 from timm_csg.hub_errors import explained
-from timm_csg.manifest import CONFIG, CheckpointError, NoMechanismError
+from timm_csg.labels import class_names
+from timm_csg.manifest import CONFIG, CheckpointError, NoMechanismError, short
 
+_logger = logging.getLogger(__name__)
 RUN_SETTINGS = "settings.json"
 
 
@@ -96,7 +100,7 @@ def import_plugins(plugins: Sequence[str]) -> None:
             continue
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None:
-            raise ValueError(f"--plugin {plugin} is no Python file.")
+            raise ValueError(f"--plugin {plugin} is not a Python file.")
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module  # dataclasses and pickling look their module up
         spec.loader.exec_module(module)
@@ -157,7 +161,7 @@ def input_config(model: Any, settings: TrainSettings) -> dict[str, Any]:
     """Input size, normalisation and interpolation that the model wants; ``--img-size`` goes first."""
     in_chans = timm.models.get_model_input_config(model)["input_size"][0]
     args: dict[str, Any] = {"in_chans": in_chans, "img_size": settings.img_size}
-    if in_chans == 1:
+    if in_chans == 1 and len(model.pretrained_cfg["mean"]) != 1:  # it still has that of the colour images
         args |= {"mean": (0.5,), "std": (0.5,)}
     config: dict[str, Any] = resolve_data_config(args, pretrained_cfg=model.pretrained_cfg)
     return config
@@ -171,34 +175,29 @@ def load_checkpoint_and_data(checkpoint: str, settings: TrainSettings) -> Checkp
         settings: Resolved; of them the fields in ``DATA_OPTIONS`` count.
 
     Returns:
-        The model, the loader, and the class names.
+        The model, the loader, and the names of the model's classes.
 
     Raises:
         CheckpointError, HubError, ValueError: See ``load_model``; also if the data is not found or has other classes.
     """
     device = find_device(settings.device)
     model = load_model(checkpoint, device)
-    loader, names = validation_data(model, settings, device)
-    num_classes = int(model.num_classes)  # type: ignore[arg-type]
-    if len(names) != num_classes:
-        raise ValueError(
-            f"{checkpoint} has {num_classes} classes, but --data {settings.data} has {len(names)}; give the data that "
-            "the model was trained on, or one folder for each of its classes."
-        )
-    return CheckpointAndData(model, loader, names)
-
-
-def validation_data(model: nn.Module, settings: TrainSettings, device: torch.device) -> tuple[Loader, list[str]]:
-    """The validation images as the model wants them, and the class names."""
     config = input_config(model, settings)
     if settings.data == DIGITS:
         dataset: Any = Digits(is_training=False)
-        names = [str(digit) for digit in range(10)]
+        names, new_labels = match_classes(checkpoint, model, [str(digit) for digit in range(10)], settings)
     else:
         dataset = open_split(settings, is_training=False)
-        names = class_names(dataset, settings, default=int(model.num_classes))  # type: ignore[arg-type]
+        found = names_of(dataset, settings, default=int(model.num_classes))  # type: ignore[arg-type]
+        names, new_labels = match_classes(checkpoint, model, found, settings)
         if not isinstance(dataset, IterableDataset):
-            dataset = CheckedImages(dataset, len(names), mode="L" if config["input_size"][0] == 1 else "RGB")
+            mode = "L" if config["input_size"][0] == 1 else "RGB"
+            dataset = CheckedImages(dataset, len(names), mode=mode, new_labels=new_labels)
+        elif new_labels is not None:
+            raise ValueError(
+                f"the classes of --data {settings.data} have another order than those of {checkpoint}, and a streaming "
+                "data set cannot be relabelled; use image folders."
+            )
     loader: Loader = create_loader(
         dataset,
         is_training=False,
@@ -215,4 +214,40 @@ def validation_data(model: nn.Module, settings: TrainSettings, device: torch.dev
         use_prefetcher=False,
         persistent_workers=False,
     )
-    return loader, names
+    return CheckpointAndData(model, loader, names)
+
+
+def match_classes(
+    checkpoint: str, model: nn.Module, found: list[str], settings: TrainSettings
+) -> tuple[list[str], list[int] | None]:
+    """The names of a model's classes, and for each label of the data the model's own; None where they agree.
+
+    Args:
+        checkpoint: What the model was loaded from, for errors.
+        model: Its classes count, where it has names.
+        found: Names of the classes of the data, or their numbers.
+        settings: What the data is called.
+
+    Raises:
+        ValueError: If the data has classes that the model has not, or, without names, another number of them.
+    """
+    own, count = class_names(model), int(model.num_classes)  # type: ignore[arg-type]
+    known = own is not None and own != list(map(str, range(count)))
+    if own is None or not known or found == list(map(str, range(len(found)))):
+        if len(found) != count:
+            raise ValueError(
+                f"{checkpoint} has {count} classes, but --data {settings.data} has {len(found)}; use the data that the "
+                "model was trained on, or one folder for each of its classes."
+            )
+        return (own if own is not None and known else found), None
+    unknown, missing = sorted(set(found) - set(own)), sorted(set(own) - set(found))
+    if unknown:
+        raise ValueError(
+            f"--data {settings.data} has classes that {checkpoint} does not know: {short(', '.join(unknown[:8]))}; its "
+            f"own are {short(', '.join(own[:8]))}{', ...' if len(own) > 8 else ''}. Use images of these, in folders of "
+            "the same names."
+        )
+    if missing:
+        named = short(", ".join(missing[:8]))
+        _logger.warning("there are no images of: %s; nothing is measured for these classes", named)
+    return own, None if found == own else [own.index(name) for name in found]

@@ -63,21 +63,3 @@ def settings_for(named: dict[str, str], data_options: dict[str, Any]) -> dict[st
         known = dict(zip(("data", "data_dir", "val_split"), next(iter(where)), strict=True))
         data_options = {name: value for name, value in known.items() if value is not None} | data_options
     return {label: settings_of(data_options, checkpoint) for label, checkpoint in named.items()}
-
-
-def check_names(label: str, model: Any, class_names: Sequence[str]) -> None:
-    """Refuse data whose classes have other names, or another order, than the checkpoint says its own have.
-
-    Raises:
-        ValueError: If they differ.
-    """
-    own = getattr(model, "pretrained_cfg", {}).get("label_names")
-    numbers = [str(index) for index in range(len(class_names))]
-    if not isinstance(own, (list, tuple)) or list(class_names) == numbers or len(own) != len(class_names):
-        return
-    for index, (mine, theirs) in enumerate(zip(own, class_names, strict=True)):
-        if str(mine) != theirs:
-            raise ValueError(
-                f"class {index} of {label} is {str(mine)!r}, but {theirs!r} in the data; give images of its own "
-                "classes, with the names and the order of its training."
-            )

@@ -41,6 +41,7 @@ class Data:
         own_validation: This process's share of them, none twice; all of them in one process.
         num_classes: Number of classes.
         class_names: Their names, or their numbers.
+        preprocessing: How validation images are prepared, as ``resolve_data_config`` says it.
         description: One line for people.
     """
 
@@ -50,6 +51,7 @@ class Data:
     own_validation: Loader
     num_classes: int
     class_names: list[str]
+    preprocessing: dict[str, Any]
     description: str
 
 
@@ -117,10 +119,11 @@ def load_data(settings: TrainSettings, data_config: dict[str, Any], processes: P
         "auto_augment": settings.aa,
         "re_prob": settings.reprob,
     }
-    crop = 1.0 if settings.data == DIGITS else data_config["crop_pct"]
+    if settings.data == DIGITS:
+        data_config = data_config | {"crop_pct": 1.0}
     plain_train = copy.copy(train)  # timm's loader gives its data set the transform
     train_loader = create_loader(train, is_training=True, **common, **augmentation)
-    cropping = {"crop_pct": crop, "crop_mode": data_config["crop_mode"]}
+    cropping = {"crop_pct": data_config["crop_pct"], "crop_mode": data_config["crop_mode"]}
     validation_loader = create_loader(validation, is_training=False, **cropping, **common)
     own_validation = validation_loader
     own_plain_train = create_loader(plain_train, is_training=False, **cropping, **common)
@@ -133,7 +136,8 @@ def load_data(settings: TrainSettings, data_config: dict[str, Any], processes: P
         own_plain_train = _with_sampler(own_plain_train, sampler=share, batch_size=settings.batch_size)
     description = f"{settings.data}: {len(train):,} training and {len(validation):,} validation images"
     description = f"{description}, {len(names)} classes"
-    return Data(train_loader, validation_loader, own_plain_train, own_validation, len(names), names, description)
+    loaders = (train_loader, validation_loader, own_plain_train, own_validation)
+    return Data(*loaders, len(names), names, data_config, description)
 
 
 def _open_both(settings: TrainSettings, processes: Processes) -> tuple[Any, Any, list[str]]:

@@ -241,26 +241,29 @@ class Training(TrainingMixin):
             row |= {} if matrix is None else {"density": float(metrics.gate_density(matrix))}
         return row
 
-    def save_model(self, folder: Path, measured: dict[str, Any] | None = None, figure: Path | None = None) -> Path:
+    def save_model(
+        self, folder: Path, measured: dict[str, Any] | None = None, figure: Path | None = None, **about: Any
+    ) -> Path:
         """Write a checkpoint that plain timm loads, and ``timm_csg.from_pretrained`` with its mechanism.
 
         Args:
             folder: Where to.
             measured: For ``metrics.json`` and the model card.
             figure: PNG of the gate for the card; not needed to exist.
+            **about: ``class_names`` and ``preprocessing``, see ``save_pretrained``.
 
         Returns:
             The folder.
         """
         timm_model: Any = self.eval_model
         if not is_differentiated(self.eval_model):
-            return save_plain(timm_model, folder)
+            return save_plain(timm_model, folder, **about)
         if figure is not None and figure.is_file():
             (folder / "assets").mkdir(parents=True, exist_ok=True)
             with replacing(folder / "assets" / "gate.png") as temporary:
                 shutil.copyfile(figure, temporary)
         base = timm_model.pretrained_cfg.get("hf_hub_id") if self.settings.pretrained else None
-        return save_pretrained(timm_model, folder, metrics=measured, base_model=base)
+        return save_pretrained(timm_model, folder, metrics=measured, base_model=base, **about)
 
     def _save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

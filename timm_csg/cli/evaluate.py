@@ -30,7 +30,7 @@ from timm_csg.cli.checkpoint_data import (
     load_checkpoint_and_data,
 )
 from timm_csg.cli.comparison import write_subject
-from timm_csg.cli.contestants import check_names, expand, settings_for
+from timm_csg.cli.contestants import expand, settings_for
 from timm_csg.cli.groups import choose_groups
 from timm_csg.cli.measures import Subject
 from timm_csg.cli.measures_optional import ATTACKS
@@ -94,8 +94,6 @@ def evaluate(
     named = expand(checkpoints)
     settings = settings_for(named, data_options)
     loaded = {label: load_checkpoint_and_data(named[label], settings[label]) for label in named}
-    for label, (model, _, class_names) in loaded.items():
-        check_names(label, model, class_names)
     first = next(iter(named))
     results: dict[str, Any] = {
         "data": short_name(settings[first].data),

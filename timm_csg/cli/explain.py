@@ -15,17 +15,19 @@ from torch import Tensor, nn
 
 from timm_csg import explain as methods_module
 from timm_csg.checkpoint import replacing
-from timm_csg.cli.checkpoint_data import import_plugins, input_config, load_model, run_settings
+from timm_csg.cli.checkpoint_data import import_plugins, input_config, load_model, match_classes, run_settings
 from timm_csg.cli.commands.explain import FILTERS, METHODS, OPTIONS
 from timm_csg.cli.data import class_names as names_of
 from timm_csg.cli.data import open_split
 from timm_csg.cli.distributed import find_device
 from timm_csg.cli.settings import DIGITS, TrainSettings
 from timm_csg.explain import PredictionExplanation
+from timm_csg.labels import class_names
 from timm_csg.plots import overlay
 from timm_csg.plots.report.pictures import displayable
 
 _SMALLEST = 256  # pixels of a picture's longer side; smaller images are enlarged
+_DIGITS = [str(digit) for digit in range(10)]
 
 
 class Explained(NamedTuple):
@@ -67,7 +69,8 @@ def explain(
         output: Folder for the pictures, one for each image and map; None: none are written.
         plugins: Python files or modules to import first.
         **data_options: ``img_size`` and ``device``; and ``data``, ``data_dir``, ``val_split``, ``num_classes``, where
-            the class names are read from. Left out: those of the run that the checkpoint lies in.
+            the class names are read from if the checkpoint has none; if given, it must have no other classes. Left
+            out: those of the run that the checkpoint lies in.
 
     Returns:
         What was found out about each image.
@@ -91,7 +94,10 @@ def explain(
         settings = settings.resolved()
     model = load_model(checkpoint, find_device(settings.device))
     has_data = trained is not None or "data" in data_options
-    names = _class_names(model, settings, must="data" in data_options) if has_data else _numbers(model)
+    names = class_names(model)
+    if "data" in data_options or (names is None and has_data):
+        names = _names_in_data(checkpoint, model, settings, must="data" in data_options)
+    names = _numbers(model) if names is None else names
     label = None if target is None else _class_index(target, names)
     found = []
     for number, path in enumerate(map(Path, images)):
@@ -108,19 +114,15 @@ def _numbers(model: nn.Module) -> list[str]:
     return [str(index) for index in range(int(model.num_classes))]  # type: ignore[arg-type]
 
 
-def _class_names(model: nn.Module, settings: TrainSettings, *, must: bool) -> list[str]:
-    """Names from the data that the model was trained on; their numbers where it is not at hand and need not be."""
-    if settings.data == DIGITS:
-        return _numbers(model)
+def _names_in_data(checkpoint: str, model: nn.Module, settings: TrainSettings, *, must: bool) -> list[str] | None:
+    """Names of the classes, compared with those of the data; None where it is not at hand and need not be."""
     try:
-        names = names_of(open_split(settings, is_training=False), settings)
+        names = _DIGITS if settings.data == DIGITS else names_of(open_split(settings, is_training=False), settings)
     except ValueError:
         if must:
             raise
-        return _numbers(model)
-    if len(names) != int(model.num_classes):  # type: ignore[arg-type]
-        raise ValueError(f"the model has {model.num_classes} classes, but --data {settings.data} has {len(names)}.")
-    return names
+        return None
+    return match_classes(checkpoint, model, names, settings)[0]
 
 
 def _class_index(target: str | int, names: list[str]) -> int:

@@ -17,7 +17,8 @@ from timm_csg.cli.checkpoint_data import checkpoint_folder, import_plugins
 from timm_csg.head import find_classifier, probe_head
 from timm_csg.hub import from_pretrained
 from timm_csg.hub_errors import explained
-from timm_csg.manifest import CheckpointError, NoMechanismError, read_config, read_metrics
+from timm_csg.labels import class_names
+from timm_csg.manifest import CheckpointError, Manifest, NoMechanismError
 from timm_csg.mechanisms import list_mechanisms
 from timm_csg.model import DifferentiatedModel, differentiate, is_differentiated, undifferentiate
 from timm_csg.stage import Stage, find_stage
@@ -232,16 +233,13 @@ def _differentiated(model: DifferentiatedModel, name: str) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in mechanism.parameters()),
         "density": None,
         "owners": None,
-        "class_names": None,
+        "class_names": class_names(model),
         "metrics": None,
     }
     if matrix is not None:
         result |= {"density": float(metrics.gate_density(matrix)), "owners": metrics.owners(matrix).tolist()}
     if folder is not None:
-        config = read_config(folder)
-        own, names = config["timm_csg"], config.get("label_names")
-        if isinstance(names, list) and len(names) == mechanism.num_classes:
-            result["class_names"] = [str(name) for name in names]
-        result |= {key: own.get(key) for key in ("versions", "base_model", "base_revision")}
-        result["metrics"] = read_metrics(folder)
+        found = Manifest.read(folder)
+        result |= {key: found.own.get(key) for key in ("versions", "base_model", "base_revision")}
+        result["metrics"] = found.metrics()
     return result

@@ -12,8 +12,9 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from timm_csg.checkpoint import CheckpointError, replacing
+from timm_csg.checkpoint import replacing
 from timm_csg.cli.terminal import TrainingError as TrainingError
+from timm_csg.manifest import CheckpointError
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from timm_csg.checkpoint import replacing
 from timm_csg.cli.build import data_config, with_overrides
-from timm_csg.cli.data import load_data
+from timm_csg.cli.data import Data, load_data
 from timm_csg.cli.display import LiveDisplay
 from timm_csg.cli.distributed import Processes, joined, told_by_first
 from timm_csg.cli.engine import Training
@@ -91,7 +91,7 @@ def _train(
                 training.run(data.train, data.own_validation, _Logged(display, log, training, output))
             except KeyboardInterrupt:
                 if processes.count == 1:  # of several, some may be in the middle of a step that the others wait for
-                    _save_models(training, output, None)
+                    _save_models(training, output, data, None)
                 raise
             log += training.history
             if processes.is_first:
@@ -99,7 +99,7 @@ def _train(
                 with writing(output):
                     write_log(log, output / "log.csv")
                     results[name] = measure(training, data, output / "figures")
-                    _save_models(training, output, results[name])
+                    _save_models(training, output, data, results[name])
                     write_json(results, output / "metrics.json")
             processes.wait_for_first(f"measured {name}")
         if processes.is_first:
@@ -125,12 +125,13 @@ class _Logged:
         self.display.epoch(row)
 
 
-def _save_models(training: Training, output: Path, measured: dict[str, Any] | None) -> None:
+def _save_models(training: Training, output: Path, data: Data, measured: dict[str, Any] | None) -> None:
     """The recipe's model, and the run's own ``model/``: that of its last differentiated recipe."""
     figure = output / "figures" / f"gate_{training.name}.png"
-    training.save_model(output / training.name / "model", measured, figure)
+    about: dict[str, Any] = {"class_names": data.class_names, "preprocessing": data.preprocessing}
+    training.save_model(output / training.name / "model", measured, figure, **about)
     if is_differentiated(training.eval_model):
-        training.save_model(output / "model", measured, figure)
+        training.save_model(output / "model", measured, figure, **about)
 
 
 def read_settings(output: Path) -> TrainSettings:

@@ -7,7 +7,6 @@ the task neither the optimizer nor the epoch, so ``update_ema`` is where the gat
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -22,12 +21,12 @@ from torch import Tensor, nn
 from timm_csg.manifest import CheckpointError, mechanism_config
 from timm_csg.mechanisms.base import Mechanism
 from timm_csg.model import DifferentiatedModel, differentiate, is_differentiated
+from timm_csg.reading import MECHANISM_PREFIX, load_file
 from timm_csg.schedule import Alternating, Joint
 from timm_csg.training import RemovableHandles, TrainingMixin
 from timm_csg.version import __version__
 
 _logger = logging.getLogger(__name__)
-_PREFIX = "mechanism."
 
 
 class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[misc]  # timm has no types
@@ -170,7 +169,7 @@ class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[mi
         """The entries of timm, with plain timm's keys in the state dict and the mechanism in the task state."""
         state: dict[str, Any] = super().get_checkpoint_state(ema=ema, unwrap_fn=unwrap_fn)
         for key in state.keys() & {"state_dict", "state_dict_ema"}:
-            state[key] = {name: value for name, value in state[key].items() if not name.startswith(_PREFIX)}
+            state[key] = {name: value for name, value in state[key].items() if not name.startswith(MECHANISM_PREFIX)}
         return state
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
@@ -220,7 +219,7 @@ class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[mi
         """Load the entries of a checkpoint: one of this task, or of plain timm."""
         model = self.get_eval_model(ema=ema)
         current = {} if model is None else unwrap_model(model).state_dict()
-        own = {name: value for name, value in current.items() if name.startswith(_PREFIX)}
+        own = {name: value for name, value in current.items() if name.startswith(MECHANISM_PREFIX)}
         super().load_checkpoint_state({**own, **state_dict}, task_state, ema=ema, strict=strict)
 
 
@@ -240,21 +239,16 @@ def load_task_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, ema:
         CheckpointError: If the file cannot be read, does not fit, or holds no mechanism, or no EMA.
     """
     path, suffix = Path(path), "_ema" if ema else ""
+    checkpoint = load_file(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of train.py
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         weights, own = checkpoint[f"state_dict{suffix}"], checkpoint[f"task_state{suffix}"]
         entries = {key: own[key] for key in ("mechanism", "config", "versions")}
-        state = {**weights, **{_PREFIX + name: value for name, value in own["state"].items()}}
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file {path}.") from error
-    except (KeyError, TypeError) as error:
+        state = {**weights, **{MECHANISM_PREFIX + name: value for name, value in own["state"].items()}}
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} lacks {error}: expected a checkpoint written with DifferentiationTask"
             f"{' and an EMA' if ema else ''}; load plain timm's with timm_csg.load_checkpoint()."
         ) from error
-    except Exception as error:  # there is no end to what torch.load raises on bytes that are not its own
-        raise CheckpointError(f"{path} is damaged or not a checkpoint of tensors: {error}") from error
     config = mechanism_config(entries, path)
     differentiated = model if is_differentiated(model) else differentiate(model, mechanism=config)
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 HeadKind = Literal["linear", "normed", "pooled", "map"]
@@ -122,6 +124,14 @@ class Mechanism(nn.Module):
             head: The model's head, of which a mechanism may project the classifier's weight; None: only its own
                 parameters.
         """
+
+    def is_feasible(self) -> bool:
+        """Whether ``project_`` would leave everything as it is, but for rounding."""
+        projected = copy.deepcopy(self)
+        with torch.no_grad():
+            projected.project_()
+        pairs = zip(self.state_dict().values(), projected.state_dict().values(), strict=True)
+        return all(torch.allclose(own, other, rtol=0, atol=1e-6) for own, other in pairs)
 
     def class_filter_matrix(self) -> Tensor | None:
         """How much each filter serves each class, [classes, filters] in [0, 1], detached; None where undefined."""

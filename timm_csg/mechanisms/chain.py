@@ -147,6 +147,10 @@ class Chain(Mechanism):
         for member in self._ordered:
             member.project_(head)
 
+    def is_feasible(self) -> bool:
+        """Whether all members are."""
+        return all(member.is_feasible() for member in self._ordered)
+
     def class_filter_matrix(self) -> Tensor | None:
         """That of the last member that has one: a gate's, rather than the categories of part filters before it."""
         matrices = [member.class_filter_matrix() for member in self._ordered]

@@ -155,6 +155,10 @@ class ClassSpecificGate(Mechanism):
         """Divide each filter by its largest class and clip to [0, 1]; see ``project_gate_``."""
         project_gate_(self.gate)
 
+    def is_feasible(self) -> bool:
+        """Whether the gate is projected, or still as ``differentiate`` made it."""
+        return bool((self.gate == self.config.initial_gate).all()) or super().is_feasible()
+
     def class_filter_matrix(self) -> Tensor:
         """The gate [classes, filters], in [0, 1]."""
         return self.gate.detach().clamp(0, 1)

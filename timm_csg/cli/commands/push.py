@@ -31,11 +31,13 @@ def run(args: argparse.Namespace) -> int:
         HubError: If the Hub cannot be reached or refuses.
     """
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+    from huggingface_hub.utils.logging import disable_propagation
 
-    from timm_csg.hub import push_folder
     from timm_csg.manifest import CONFIG
+    from timm_csg.pushing import push_folder
 
     console = make_console()
+    disable_propagation()  # it prints by itself, so that our log would say everything twice
     if args.quiet or not console.is_terminal:
         disable_progress_bars()
     if not (args.folder / CONFIG).is_file() and (args.folder / "model" / CONFIG).is_file():

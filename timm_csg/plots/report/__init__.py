@@ -13,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from torch import Tensor, nn
 
+from timm_csg import labels
 from timm_csg.checkpoint import replacing
 from timm_csg.model import is_differentiated
 from timm_csg.plots.report import words
@@ -51,7 +52,7 @@ def report(
         loader: Yields (images, class indices), images normalised as timm does, in the same order every time: no
             shuffling. Best are images that the model was not trained on.
         path: The file, written whole or not at all.
-        class_names: One for each class; None: their numbers.
+        class_names: One for each class; None: the model's own, or their numbers.
         reference: A model to compare with, for example one from standard training; its filters are not shown.
         title: Of the report; None: the architecture's name.
 
@@ -71,7 +72,8 @@ def report(
     """
     path = Path(path)
     num_classes = int(getattr(model, "num_classes", 0))
-    names = [str(index) for index in range(num_classes)] if class_names is None else list(map(str, class_names))
+    own = labels.class_names(model) or [str(index) for index in range(num_classes)]
+    names = own if class_names is None else list(map(str, class_names))
     if len(names) != num_classes:
         raise ValueError(f"the model has {num_classes} classes, but there are {len(names)} class names.")
     if reference is not None and int(getattr(reference, "num_classes", 0)) != num_classes:

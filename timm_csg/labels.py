@@ -1,0 +1,103 @@
+"""What a model's config says beside its weights: the names of its classes, and how its images are prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+_PREPROCESSING: dict[str, Callable[[Any], Any]] = {
+    "input_size": lambda size: tuple(map(int, size)),
+    "interpolation": str,
+    "mean": lambda values: tuple(map(float, values)),
+    "std": lambda values: tuple(map(float, values)),
+    "crop_pct": float,
+    "crop_mode": str,
+}
+
+
+def class_names(model: nn.Module) -> list[str] | None:
+    """Names of a model's classes, in the order of its logits; None if it has none, or those of other classes.
+
+    Args:
+        model: A timm model, differentiated or not. ``from_pretrained`` and ``timm.create_model`` put the names of a
+            checkpoint into its ``pretrained_cfg``.
+
+    Returns:
+        One name for each class.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("test_resnet", num_classes=2)
+        >>> model.pretrained_cfg["label_names"] = ["cat", "dog"]
+        >>> class_names(model)
+        ['cat', 'dog']
+    """
+    count = getattr(model, "num_classes", None)
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    if isinstance(names, Mapping):  # timm also takes a name for each index, as strings in JSON
+        by_index = {str(index): name for index, name in names.items()}
+        names = [by_index.get(str(index)) for index in range(len(by_index))]
+    if not isinstance(names, (list, tuple)) or len(names) != count or None in names:
+        return None
+    return [str(name) for name in names]
+
+
+def label_entries(
+    model: nn.Module, names: Sequence[str] | None = None, descriptions: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What ``config.json`` says of the classes: ``label_names`` and ``label_descriptions``, as far as they are known.
+
+    Args:
+        model: The model.
+        names: One for each class; None: those that the model has already.
+        descriptions: Longer names by name; None: those that the model has already, of these names.
+
+    Raises:
+        ValueError: If there is not one name for each class, or a description belongs to no class.
+        TypeError: If the names are not a sequence of strings.
+    """
+    count = int(model.num_classes)  # type: ignore[arg-type]
+    if names is None:
+        names = class_names(model)
+    elif isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"class_names must be a sequence of strings, one for each class, but is {names!r}.")
+    elif len(names) != count:
+        raise ValueError(f"class_names must hold one name for each of the {count} classes, but holds {len(names)}.")
+    if names is None:
+        if descriptions:
+            raise ValueError("label_descriptions describe classes by name; pass class_names=... as well.")
+        return {}
+    if descriptions is None:
+        found = (getattr(model, "pretrained_cfg", None) or {}).get("label_descriptions")
+        found = found if isinstance(found, Mapping) else {}
+        descriptions = {name: str(found[name]) for name in names if name in found}
+    unknown = sorted(set(descriptions) - set(names))
+    if unknown:
+        raise ValueError(f"label_descriptions describe {', '.join(unknown[:8])}, which class_names do not hold.")
+    return {"label_names": list(names)} | ({"label_descriptions": dict(descriptions)} if descriptions else {})
+
+
+def data_config(preprocessing: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A data config with numbers that JSON can hold, for ``timm.models._hub.save_config_for_hf``.
+
+    Args:
+        preprocessing: What ``timm.data.resolve_data_config`` returns, or a part of it; None: nothing is known.
+
+    Raises:
+        ValueError: If it has other entries.
+
+    Example:
+        >>> data_config({"input_size": [3, 32, 32], "crop_pct": 1})
+        {'input_size': (3, 32, 32), 'crop_pct': 1.0}
+    """
+    if preprocessing is None:
+        return None
+    unknown = sorted(set(preprocessing) - set(_PREPROCESSING))
+    if unknown:
+        raise ValueError(
+            f"preprocessing has no entry {', '.join(unknown)}; pass what timm.data.resolve_data_config returns: "
+            f"{', '.join(_PREPROCESSING)}."
+        )
+    return {key: _PREPROCESSING[key](value) for key, value in preprocessing.items() if value is not None}
