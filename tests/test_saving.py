@@ -308,3 +308,17 @@ def test_file_of_weights_is_called_a_file(model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "last.pth.tar")
     with pytest.raises(CheckpointError, match=r"last.pth.tar is a file of weights.*load_checkpoint\(model, "):
         from_pretrained(str(tmp_path / "last.pth.tar"))
+
+
+def test_classifier_that_was_never_masked_is_masked_in_the_file(make_model, images, tmp_path, caplog):
+    model = timm_csg.differentiate(make_model(), mechanism="assigned").eval()
+    own = model.mechanism.assignment
+    save_pretrained(model, tmp_path / "blind")
+    assert torch.equal(plain_timm(tmp_path / "blind")(images), model(images))
+    model.mechanism.assign_(own.clone(), torch.zeros(96), torch.ones(96))
+    assert "feasible" not in caplog.text
+    save_pretrained(model, tmp_path / "assigned")
+    assert "outside its feasible set" in caplog.text
+    assert bool((model.fc.weight[~own] != 0).any())
+    model.project_()
+    assert torch.equal(plain_timm(tmp_path / "assigned")(images), model(images))

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 from timm_csg import card, manifest
 from timm_csg.building import check_buildable
+from timm_csg.head import find_classifier
 from timm_csg.labels import data_config, label_entries
 from timm_csg.manifest import ASSETS, CONFIG, FORMAT, MECHANISM, METRICS, README, WEIGHTS
-from timm_csg.mechanisms.base import Mechanism
 from timm_csg.model import DifferentiatedModel, plain
 from timm_csg.stage import find_stage
 from timm_csg.tensors import Header, merged_state, misfits, remedy, with_counters
@@ -123,7 +123,7 @@ def save_pretrained(
     labels = label_entries(model, class_names, label_descriptions)
     with plain(model):
         weights, config, made = _plain_parts(model, labels, preprocessing)
-    mechanism_state = _mechanism_state(model.mechanism)
+    mechanism_state = _mechanism_state(model, weights)
     if _is_sharded(model) and torch.distributed.get_rank() != 0:
         return directory
     directory.mkdir(parents=True, exist_ok=True)
@@ -227,8 +227,9 @@ def _checked(state: dict[str, Tensor], expected: Mapping[str, Tensor], what: str
     return {key: state[key] for key in expected}
 
 
-def _mechanism_state(mechanism: Mechanism) -> dict[str, Tensor]:
-    """The mechanism's tensors, finite and in its feasible set."""
+def _mechanism_state(model: DifferentiatedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mechanism's tensors, finite and in its feasible set; what it masks in the classifier is 0 in ``weights``."""
+    mechanism = model.mechanism
     state = merged_state(mechanism)
     bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
@@ -242,15 +243,20 @@ def _mechanism_state(mechanism: Mechanism) -> dict[str, Tensor]:
     ).to(like)
     state = _checked(state, made.state_dict(), f"mechanism {mechanism.name!r}")
     made.load_state_dict(state)
-    if made.is_feasible():
+    head = model.read_head()
+    if head.weight is not None:
+        classifier = find_classifier(model)
+        name = next(name for name, module in model.named_modules() if module is classifier)
+        head = head._replace(weight=weights[f"{name}.weight"].flatten(1))
+    if made.is_feasible(head):
         return state
     _logger.warning(
-        "mechanism %r is outside its feasible set and is projected in the file: after training, call attach(optimizer, "
-        "model) or after_step(model) in the loop; averaged models need mechanism.project_() before they are measured",
+        "mechanism %r is outside its feasible set and is projected in the file: call attach(optimizer, model) before "
+        "training, or after_step(model) after each step; averaged models need model.project_() before measuring",
         mechanism.name,
     )
     with torch.no_grad():
-        made.project_()
+        made.project_(head)
     return merged_state(made)
 
 

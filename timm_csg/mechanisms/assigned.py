@@ -289,6 +289,10 @@ class AssignedFilters(Mechanism):
         if head is not None and head.weight is not None and self.config.mask_classifier:
             mask_classifier_(head.weight, self.assignment)
 
+    def is_feasible(self, head: Head | None = None) -> bool:
+        """Whether scales are positive and the classifier is masked; before the assignment it need not be."""
+        return super().is_feasible(head if bool(self.assigned_from_data) else None)
+
     def class_filter_matrix(self) -> Tensor:
         """The assignment [classes, filters], zeros and ones."""
         return self.assignment.to(self.scale.dtype)

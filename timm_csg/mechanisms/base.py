@@ -125,12 +125,21 @@ class Mechanism(nn.Module):
                 parameters.
         """
 
-    def is_feasible(self) -> bool:
-        """Whether ``project_`` would leave everything as it is, but for rounding."""
+    def is_feasible(self, head: Head | None = None) -> bool:
+        """Whether ``project_`` would leave everything as it is, but for rounding; it is not called on the model itself.
+
+        Args:
+            head: The model's, for mechanisms that also project the classifier; None: only own parameters count.
+        """
         projected = copy.deepcopy(self)
+        masked = None
+        if head is not None:
+            masked = head._replace(weight=None if head.weight is None else head.weight.detach().clone())
         with torch.no_grad():
-            projected.project_()
-        pairs = zip(self.state_dict().values(), projected.state_dict().values(), strict=True)
+            projected.project_(masked)
+        pairs = list(zip(self.state_dict().values(), projected.state_dict().values(), strict=True))
+        if head is not None and masked is not None and head.weight is not None and masked.weight is not None:
+            pairs.append((head.weight.detach(), masked.weight))
         return all(torch.allclose(own, other, rtol=0, atol=1e-6) for own, other in pairs)
 
     def class_filter_matrix(self) -> Tensor | None:

@@ -147,9 +147,9 @@ class Chain(Mechanism):
         for member in self._ordered:
             member.project_(head)
 
-    def is_feasible(self) -> bool:
+    def is_feasible(self, head: Head | None = None) -> bool:
         """Whether all members are."""
-        return all(member.is_feasible() for member in self._ordered)
+        return all(member.is_feasible(head) for member in self._ordered)
 
     def class_filter_matrix(self) -> Tensor | None:
         """That of the last member that has one: a gate's, rather than the categories of part filters before it."""

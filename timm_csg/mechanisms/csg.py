@@ -155,7 +155,7 @@ class ClassSpecificGate(Mechanism):
         """Divide each filter by its largest class and clip to [0, 1]; see ``project_gate_``."""
         project_gate_(self.gate)
 
-    def is_feasible(self) -> bool:
+    def is_feasible(self, head: Head | None = None) -> bool:
         """Whether the gate is projected, or still as ``differentiate`` made it."""
         return bool((self.gate == self.config.initial_gate).all()) or super().is_feasible()
 
