@@ -7,6 +7,7 @@ finished model is measured and saved. Half of a state is on disk for a tenth of 
 """
 
 import csv
+import io
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-import safetensors.torch
+import torch
 
 from timm_csg.cli import main
 from timm_csg.cli import train as train_module
@@ -37,21 +38,23 @@ def train(output, notify):
 
         return call
 
-    def save_in_two_halves(tensors, path, metadata):
-        content = safetensors.torch.save(tensors, metadata)
-        with Path(path).open("wb") as handle:
-            handle.write(content[: len(content) // 2])
-            handle.flush()
-            notify("writing")
-            time.sleep(0.1)
-            handle.write(content[len(content) // 2 :])
+    save = torch.save
+
+    def save_in_two_halves(values, handle):
+        content = io.BytesIO()
+        save(values, content)
+        half = content.tell() // 2
+        handle.write(content.getvalue()[:half])
+        handle.flush()
+        notify("writing")
+        time.sleep(0.1)
+        handle.write(content.getvalue()[half:])
 
     Training._step = announced(Training._step, "step")
     Training._evaluate = announced(Training._evaluate, "evaluation")
     Training.save_model = announced(Training.save_model, "saving")
     train_module.measure = announced(train_module.measure, "measuring")
-    state_module = sys.modules["timm_csg.cli.state"]
-    state_module.safetensors.torch.save_file = save_in_two_halves
+    torch.save = save_in_two_halves
     options = ["--recipe", "competitive", "--model-ema", "--img-size", "16", "--batch-size", "128", "--device", "cpu"]
     return main(["train", "--output", str(output), "--epochs", str(EPOCHS), "--quiet", *options])
 
@@ -77,7 +80,7 @@ def train_until(output, phase, occurrence, delay):
 
 def epochs_done(output):
     """Whole epochs on disk; fails if the state is not complete."""
-    state = output / "competitive" / "state.safetensors"
+    state = output / "competitive" / "state.pt"
     return load_state(state)["epochs_done"] if state.exists() else 0
 
 

@@ -207,7 +207,7 @@ def test_run_goes_on_after_one_process_was_killed(tmp_path):
     whole = torchrun(2, *train, str(tmp_path / "whole"), "--epochs", "6", *SMALL)
     assert whole.wait(timeout=300) == 0
     process = torchrun(2, *train, str(tmp_path / "killed"), "--epochs", "6", *SMALL)
-    state = tmp_path / "killed" / "paper" / "state.safetensors"
+    state = tmp_path / "killed" / "paper" / "state.pt"
     while not state.exists() and process.poll() is None:
         time.sleep(0.05)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")

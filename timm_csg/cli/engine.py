@@ -25,8 +25,8 @@ from timm_csg.cli.build import find_amp_dtype, make_model, make_optimizers
 from timm_csg.cli.data import Loader
 from timm_csg.cli.distributed import GlobalBatches, Processes
 from timm_csg.cli.settings import STANDARD, TrainSettings
+from timm_csg.cli.state import STATE, load_state, save_state, writing
 from timm_csg.cli.state import TrainingError as TrainingError
-from timm_csg.cli.state import load_state, save_state, writing
 from timm_csg.model import hold_frozen, is_differentiated
 from timm_csg.recipes import Recipe
 from timm_csg.schedule import Joint
@@ -55,7 +55,7 @@ class Training(TrainingMixin):
         num_classes: Classes of the data.
         steps_per_epoch: Length of the training loader.
         device: Where to train.
-        folder: For ``state.safetensors``.
+        folder: For ``state.pt``.
         processes: Who trains; all of them make the same ``Training``. Only the first reads and writes the folder.
     """
 
@@ -107,7 +107,7 @@ class Training(TrainingMixin):
 
     @property
     def _state_file(self) -> Path:
-        return self.folder / "state.safetensors"
+        return self.folder / STATE
 
     @property
     def eval_model(self) -> nn.Module:

@@ -8,7 +8,7 @@
       metrics.json  log.csv    all recipes
       figures/*.png            gates and mutual information
       report.html              what the last gated recipe's filters look at, beside the standard model
-      <recipe>/                state.safetensors for --resume, and the recipe's own model/
+      <recipe>/                state.pt for --resume, and the recipe's own model/
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from timm_csg.cli.engine import Training
 from timm_csg.cli.report import report_of_run
 from timm_csg.cli.results import free_folder, measure, write_json, write_log
 from timm_csg.cli.settings import STANDARD, TrainSettings
-from timm_csg.cli.state import writing
+from timm_csg.cli.state import STATE, writing
 from timm_csg.model import is_differentiated
 from timm_csg.recipes import RECIPES
 
@@ -152,7 +152,7 @@ def read_settings(output: Path) -> TrainSettings:
 
 def _check_folder(settings: TrainSettings, output: Path) -> None:
     """Refuse a folder with epochs of a run that had other settings; another machine's device and paths may differ."""
-    if not any(output.glob("*/state.safetensors")):
+    if not any(output.glob(f"*/{STATE}")):
         return
     machine = {name: getattr(settings, name) for name in ("device", "workers", "data_dir")}
     earlier = replace(read_settings(output), **machine)
