@@ -83,7 +83,7 @@ def _reason(error: BaseException, status: int | None) -> str | None:
     if isinstance(error, LocalEntryNotFoundError):
         return "it is not in the cache, and the Hub cannot be reached or must not be asked (offline); connect once."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({error}); make room, or choose another place with cache_dir=... or TMPDIR."
+        return f"the disk is full ({error}); free disk space, or choose another place with cache_dir=... or TMPDIR."
     if isinstance(error, ConnectionError):  # offline mode
         return str(error)
     if isinstance(error, TRANSPORT_ERROR):

@@ -1,5 +1,6 @@
 """``timm-csg push``: what it uploads, prints and refuses."""
 
+import logging
 import re
 import shlex
 import shutil
@@ -35,6 +36,29 @@ def test_pull_request_is_what_is_printed(regular_hub, saved, capsys):
     regular_hub.add_repo("user/tiny")
     assert main(["push", str(saved), "user/tiny", "--create-pr"]) == 0
     assert capsys.readouterr().out.strip().endswith("/user/tiny/discussions/1")
+
+
+def test_unchanged_push_is_told_once(regular_hub, saved, capsys, monkeypatch):
+    logger, ours, told = logging.getLogger("huggingface_hub"), logging.Handler(), []  # it prints by itself as well
+    ours.emit = lambda record: told.append(record.getMessage())
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [ours])
+    assert main(["push", str(saved), "user/tiny"]) == 0
+    first = capsys.readouterr().out
+    assert main(["push", str(saved), "user/tiny"]) == 0
+    assert capsys.readouterr().out == first
+    assert told == []
+
+
+def test_class_names_of_a_push_come_back_and_stand_in_the_card(regular_hub, model):
+    names = ["ant", "bee", "cat", "dog", "eel"]
+    timm_csg.push_to_hub(model, "user/tiny", class_names=names, preprocessing={"input_size": (3, 24, 24)})
+    loaded = timm_csg.from_pretrained("user/tiny")
+    assert loaded.pretrained_cfg["label_names"] == names
+    assert tuple(loaded.pretrained_cfg["input_size"]) == (3, 24, 24)
+    readme = regular_hub.repos["user/tiny"].files()["README.md"].decode()
+    assert "(ant, bee, cat, dog, eel)" in readme
+    assert "torch.rand(1, 3, 24, 24)" in readme
 
 
 @pytest.mark.parametrize(
