@@ -17,12 +17,12 @@ from timm_csg import CheckpointError, load_checkpoint
 
 @pytest.fixture
 def model(tiny_model, gated):
-    return gated(timm_csg.differentiate(tiny_model)).eval()
+    return gated(timm_csg.differentiate(tiny_model, mechanism="csg")).eval()
 
 
 @pytest.fixture
 def other(make_model, gated):
-    return gated(timm_csg.differentiate(make_model(seed=9)), seed=9).eval()
+    return gated(timm_csg.differentiate(make_model(seed=9), mechanism="csg"), seed=9).eval()
 
 
 def assert_same_state(found, expected):
@@ -74,7 +74,7 @@ def test_lightning_checkpoint_of_a_plain_model_keeps_the_gate(model, make_model,
 def test_one_of_several_models_in_a_file_is_chosen_by_its_prefix(model, other, make_model, gated, tmp_path):
     state = under("model.", model.state_dict()) | under("ema.module.", other.state_dict())
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")
-    fresh = gated(timm_csg.differentiate(make_model(seed=3)), seed=3)
+    fresh = gated(timm_csg.differentiate(make_model(seed=3), mechanism="csg"), seed=3)
     before = {key: value.clone() for key, value in fresh.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"several models.*'ema.module.' and 'model.'.*prefix='ema.module.'"):
         load_checkpoint(fresh, tmp_path / "last.ckpt")

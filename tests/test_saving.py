@@ -29,7 +29,7 @@ PREPROCESSING = {
 
 @pytest.fixture
 def model(tiny_model, gated):
-    return gated(timm_csg.differentiate(tiny_model))
+    return gated(timm_csg.differentiate(tiny_model, mechanism="csg"))
 
 
 def plain_timm(folder):
