@@ -28,6 +28,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _OURS = " (timm_csg)"
 _MOST_CLASSES = 20
 _METHODS = {
+    "assigned": (
+        "assigned filters: every filter of the last stage belongs to a class and has learned to name it by itself",
+        "",
+    ),
     "csg": (
         "a class-specific gate (CSG): every filter of the last stage has learned to serve about one class",
         """@inproceedings{liang2020training,
@@ -190,7 +194,7 @@ def _block(model: Any, facts: Facts) -> str:
         _limits(model.mechanism),
     ]
     method = _METHODS.get(model.mechanism.name)
-    if method is not None:
+    if method is not None and method[1]:
         sections.append(f"## Citation\n\n```bibtex\n{method[1]}\n```")
     sections.append(f"Made with timm_csg {__version__}, timm {timm.__version__}, torch {torch.__version__}.")
     return "\n\n".join(section for section in sections if section)

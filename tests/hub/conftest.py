@@ -46,13 +46,13 @@ def _running(lfs, tmp_path, monkeypatch):
 
 @pytest.fixture
 def model(tiny_model, gated):
-    return gated(timm_csg.differentiate(tiny_model))
+    return gated(timm_csg.differentiate(tiny_model, mechanism="csg"))
 
 
 @pytest.fixture
 def other(make_model, gated):
     """Another model of the same kind, with other weights and another gate."""
-    return gated(timm_csg.differentiate(make_model(seed=9)), seed=9)
+    return gated(timm_csg.differentiate(make_model(seed=9), mechanism="csg"), seed=9)
 
 
 @pytest.fixture

@@ -63,8 +63,9 @@ def test_nothing_measured_is_said(model):
 
 def test_limits_of_label_gating_are_told(model, make_model):
     assert "labels leak through the gate" in card.model_card(model, facts())
-    competitive = timm_csg.differentiate(make_model(), gating="competitive")
-    text = card.model_card(competitive, facts())
+    text = card.model_card(timm_csg.differentiate(make_model(), mechanism="assigned"), facts())
+    assert "assigned filters: every filter" in text
+    assert "Citation" not in text
     assert "leak" not in text
     assert "gated = model(images, paths=" in text
 
@@ -76,7 +77,7 @@ def test_mechanism_that_acts_at_inference_says_what_plain_timm_lacks(model, monk
 
 def test_layer_options_figures_citation_and_versions_are_named(model):
     text = card.model_card(model, facts(figures=["assets/gate.png"]))
-    for words in ("layer4: 96 filters", "| `gating` | label | label |", "](assets/gate.png)", "liang2020training"):
+    for words in ("layer4: 96 filters", "| `initial_gate` | 0.5 | 0.5 |", "](assets/gate.png)", "liang2020training"):
         assert words in text
     assert f"timm_csg {timm_csg.__version__}" in text
 
@@ -97,7 +98,7 @@ def test_code_of_a_saved_card_runs(saved, tmp_path, monkeypatch):
 
 
 def test_code_of_a_pushed_card_runs(regular_hub, make_model):
-    timm_csg.push_to_hub(timm_csg.differentiate(make_model(), gating="competitive"), "user/tiny")
+    timm_csg.push_to_hub(timm_csg.differentiate(make_model(), mechanism="assigned"), "user/tiny")
     namespace = {}
     readme = regular_hub.repos["user/tiny"].files()["README.md"].decode()
     for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL):

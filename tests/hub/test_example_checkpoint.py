@@ -25,7 +25,7 @@ def registered():
 
 
 def test_architecture_of_ones_own_round_trips(tmp_path, monkeypatch, gated):
-    model = gated(timm_csg.differentiate(timm.create_model("resnet20_cifar"))).eval()
+    model = gated(timm_csg.differentiate(timm.create_model("resnet20_cifar"), mechanism="csg")).eval()
     timm_csg.save_pretrained(model, tmp_path / "own")
     images, targets = torch.rand(2, 3, 32, 32), torch.tensor([1, 2])
     loaded = timm_csg.from_pretrained(tmp_path / "own")

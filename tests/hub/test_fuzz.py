@@ -270,7 +270,7 @@ def test_mutated_repositories_on_the_hub(regular_hub, saved, model, images, targ
         (lambda config: config["timm_csg"].pop("sha256"), "lacks the checksums"),
         (lambda config: config["model_args"].update(global_pool="max"), "was edited .*checksum"),
         (lambda config: config["pretrained_cfg"].update(mean=[0.1, 0.2, 0.3]), "was edited .*checksum"),
-        (lambda config: config["timm_csg"]["config"].update(gating="competitive"), "was edited .*checksum"),
+        (lambda config: config["timm_csg"]["config"].update(initial_gate=0.25), "was edited .*checksum"),
     ],
 )
 def test_hostile_config_is_refused_before_any_memory_is_taken(saved, change, words):
