@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Linear as CastingLinear
 from torch import Tensor, nn
 
+from timm_csg.checks import whole
 from timm_csg.mechanisms.base import HeadKind
 from timm_csg.stage import is_channels_last
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
+_PLAIN_FORWARDS = (nn.Linear.forward, nn.Conv2d.forward, CastingLinear.forward)
+_REFUSALS = (RuntimeError, ValueError, IndexError)  # of a head for tokens that is given a map, and the other way round
 
 
 class HeadTraits(NamedTuple):
@@ -48,46 +54,88 @@ def probe_traits(model: Any, num_filters: int) -> HeadTraits:
     if parameter.device.type == "meta":
         return HeadTraits("map")
     generator = torch.Generator().manual_seed(0)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        for shape in (
-            (1, 7, 7, num_filters) if is_channels_last(model) else (1, num_filters, 7, 7),
-            (1, 16, num_filters),
-        ):
-            features = torch.rand(shape, generator=generator).to(parameter)
+    with _in_eval_mode(model):
+        for shape in _small_shapes(model, num_filters):
+            features = torch.rand(shape, generator=generator, device="cpu").to(parameter)
             channels_last = len(shape) == 3 or is_channels_last(model)
-            row = torch.rand(num_filters, generator=generator).to(parameter)
+            row = torch.rand(num_filters, generator=generator, device="cpu").to(parameter)
             try:
                 return _traits(model, features, row if channels_last else row[:, None, None], row)
-            except (RuntimeError, ValueError, IndexError):
-                continue  # a head for tokens refuses a map, and the other way round
-    finally:
-        for module, training in modes.items():
-            module.training = training
+            except _REFUSALS:
+                continue
     return HeadTraits("map")
 
 
+@torch.no_grad()
+def check_logits(model: Any, num_filters: int) -> None:
+    """Raise unless a plain model's logits are [batch, classes]; seen on a small map of zeros, also on the meta device.
+
+    Raises:
+        ValueError: If they have another shape; a head that takes no small map is left for the first batch to check.
+    """
+    parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    with _in_eval_mode(model):
+        for shape in _small_shapes(model, num_filters):
+            try:
+                logits = model.forward_head(torch.zeros(shape, device=parameter.device, dtype=parameter.dtype))
+            except _REFUSALS:
+                continue
+            check_shape(logits, model)
+            return
+
+
+def check_shape(logits: Any, model: Any) -> None:
+    """Raise a ValueError unless logits are one tensor [batch, classes]; the message says what to change."""
+    if isinstance(logits, Tensor) and logits.ndim == 2:
+        return
+    name = type(model).__name__
+    if isinstance(logits, Tensor):
+        raise ValueError(
+            f"{name} gives logits of shape {list(logits.shape)} instead of [batch, classes], because its head does not "
+            "pool; make it with pooling, for example timm.create_model(..., global_pool='avg')."
+        )
+    remedy = "; pass the model that gives one."
+    if getattr(model, "distilled_training", False):
+        remedy = ", because it is in distilled training mode; call model.set_distilled_training(False), which trains "
+        remedy += "the mean of its heads."
+    raise ValueError(f"{name} gives a {type(logits).__name__} instead of logits [batch, classes]{remedy}")
+
+
+def _small_shapes(model: Any, num_filters: int) -> tuple[tuple[int, ...], ...]:
+    """Shapes of features to try a head on: a map, and tokens."""
+    return (1, 7, 7, num_filters) if is_channels_last(model) else (1, num_filters, 7, 7), (1, 16, num_filters)
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 def _traits(model: Any, features: Tensor, row_of_map: Tensor, row: Tensor) -> HeadTraits:
-    tolerance = 1e-3 if features.dtype in (torch.float32, torch.float64) else 5e-2
+    classifier = find_classifier(model)
+    is_exact = features.dtype in (torch.float32, torch.float64) and isinstance(getattr(classifier, "weight", 0), Tensor)
+    tolerance = 1e-3 if is_exact else 5e-2  # a quantised layer's weight is no tensor
 
     def same(found: Tensor, expected: Tensor) -> bool:
         return bool((found - expected).abs().max() <= tolerance * (expected.abs().max() + 1e-6))
 
     pooled = model.forward_head(features, pre_logits=True).flatten(1)
-    classifier = find_classifier(model)
     called: list[nn.Module] = []
     with nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: called.append(module)):
         logits = model.forward_head(features).flatten(1)
     # A fresh batch norm looks linear, and is not once its statistics have moved.
-    between = [module for module in called if module is not classifier and _has_own_state(module)]
-    is_linear = isinstance(classifier, nn.Linear) or (
-        isinstance(classifier, nn.Conv2d) and classifier.kernel_size == (1, 1) and classifier.groups == 1
-    )
+    own = set(classifier.modules()) if isinstance(classifier, nn.Module) else set()
+    between = [module for module in called if module not in own and _has_own_state(module)]
     positions = tuple(range(1, features.ndim - 1)) if features.ndim == 3 or is_channels_last(model) else (2, 3)
     mean = features.mean(dim=positions, keepdim=True)
-    if is_linear and classifier.weight.shape[1] == row.numel() == pooled.shape[1]:
-        fits = same(logits, F.linear(pooled, classifier.weight.flatten(1), classifier.bias))
+    if _inputs_of_linear(classifier) == row.numel() == pooled.shape[1]:
+        fits = same(logits, F.linear(pooled, *effective_weight(classifier)))
         gated = model.forward_head(features * row_of_map, pre_logits=True).flatten(1)
         if fits and not between and same(gated, pooled * row):
             return HeadTraits("linear", same(pooled, mean.flatten(1)))
@@ -102,6 +150,39 @@ def find_classifier(model: Any) -> Any:
     """The layer that makes the logits; Sequencer and SAM call their whole head the classifier."""
     classifier = model.get_classifier()
     return getattr(classifier, "fc", classifier)
+
+
+def effective_weight(classifier: Any) -> tuple[Tensor, Tensor | None]:
+    """What a linear classifier really multiplies with: weight [classes, filters] and bias [classes] or None.
+
+    A plain layer's own tensors. Where a layer does more than its ``weight`` says (LoRA, pruning, weight norm,
+    quantisation, sharding), what it makes of zeros and of every filter alone; gradients reach its parameters.
+    """
+    if is_plain_layer(classifier):
+        return classifier.weight.flatten(1), classifier.bias
+    tensors = (tensor for tensor in chain(classifier.parameters(), classifier.buffers()) if tensor.is_floating_point())
+    like = next(tensors, torch.zeros((), device="cpu", dtype=torch.float32))
+    width = _inputs_of_linear(classifier) or 0
+    alone = torch.eye(width + 1, width, device=like.device, dtype=like.dtype)  # the last row is zeros
+    is_convolution = isinstance(getattr(classifier, "base_layer", classifier), nn.Conv2d)
+    with torch.autocast(like.device.type, enabled=False):
+        answers = classifier(alone[:, :, None, None] if is_convolution else alone).flatten(1)
+    return (answers[:-1] - answers[-1]).T, answers[-1]
+
+
+def is_plain_layer(classifier: Any) -> bool:
+    """Whether a linear classifier's function is that of its ``weight`` and ``bias``, which can be changed in place."""
+    weight = getattr(classifier, "_parameters", {}).get("weight")
+    wraps = hasattr(weight, "__tensor_flatten__")  # a sharded or quantised tensor
+    return type(classifier).forward in _PLAIN_FORWARDS and isinstance(weight, Tensor) and not wraps
+
+
+def _inputs_of_linear(classifier: Any) -> int | None:
+    """Filters that go into a linear layer, a 1x1 convolution, or what stands for one; None for anything else."""
+    layer = getattr(classifier, "base_layer", classifier)  # of LoRA and its relatives
+    if isinstance(layer, nn.Conv2d):
+        return layer.in_channels if layer.kernel_size == (1, 1) and layer.groups == 1 else None
+    return whole(getattr(layer, "in_features", None))
 
 
 def _has_own_state(module: nn.Module) -> bool:

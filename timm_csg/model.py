@@ -7,6 +7,7 @@ The model keeps its identity: its class becomes a subclass of its own class (as 
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeGuard
 
 from torch import Tensor, nn
 
-from timm_csg.head import HeadTraits, find_classifier, probe_traits
+from timm_csg.checks import whole
+from timm_csg.head import (
+    HeadTraits,
+    check_logits,
+    check_shape,
+    effective_weight,
+    find_classifier,
+    is_plain_layer,
+    probe_traits,
+)
 from timm_csg.mechanisms.base import Head, HeadKind, Mechanism, MechanismConfig, resolve_config
 from timm_csg.stage import check_supported, is_channels_last
 
@@ -46,55 +56,67 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
 
     mechanism: Mechanism
     _plain_class: ClassVar[type[nn.Module]]
-    _head_traits: HeadTraits | None = None
+    _features_name: ClassVar[str]
+    _probed: tuple[Any, HeadTraits] | None = None
     holds_frozen: bool = False
     """Whether ``train()`` leaves frozen batch norms in eval mode, see ``timm_csg.freeze``."""
 
+    # paths is not keyword-only: torch.onnx.export(dynamo=False) passes defaults by position.
     def forward(
-        self, x: Tensor, targets: Tensor | None = None, *, paths: Sequence[str] | None = None, **kwargs: Any
+        self, x: Tensor, targets: Tensor | None = None, paths: Sequence[str] | None = None, **kwargs: Any
     ) -> Tensor | PathOutputs:
         """Logits, or ``PathOutputs`` if ``paths`` is given.
 
         Args:
-            x: Images [batch, channels, height, width].
+            x: Images [batch, channels, height, width]; without targets also what else the timm model takes.
             targets: Class indices [batch], soft or multi-hot targets [batch, classes], or None.
             paths: Any of ``"standard"`` and ``"gated"``. Targets may be left out for mechanisms that need none.
             **kwargs: What the timm model's own forward takes besides images.
 
         Raises:
-            ValueError: If a path is unknown, or the gated path is asked for without the targets it needs.
+            ValueError: If a path is unknown, or the gated path is asked for without the targets it needs, or the head
+                gives no logits [batch, classes].
+            TypeError: If the gated path is asked for with a NaFlex patch dictionary.
         """
         if targets is None and paths is None:
             plain_logits: Tensor = super().forward(x, **kwargs)
             return plain_logits
+        if paths is not None and (isinstance(paths, str) or not paths or any(path not in _PATHS for path in paths)):
+            raise ValueError(f"paths must name one or both of {_PATHS}, but are {paths!r}.")
+        if paths is not None and "gated" not in paths:
+            standard = super().forward(x, **kwargs)
+            check_shape(standard, self)
+            return PathOutputs(standard, None, {})
+        _check_one_tensor(x)
         features = self.forward_features(x, **kwargs)
         if paths is None:
             return self.forward_head(features, targets=targets)
-        if not paths or any(path not in _PATHS for path in paths):
-            raise ValueError(f"paths must name one or both of {_PATHS}, but are {paths!r}.")
-        standard = self.forward_head(features) if "standard" in paths else None
-        if "gated" not in paths:
-            return PathOutputs(standard, None, {})
+        standard = self._plain_logits(features) if "standard" in paths else None
         head = self.read_head()
         is_known = standard is not None and not self.mechanism.paths_differ
         gated = standard if is_known else self._gated_logits(features, targets, head)
         return PathOutputs(standard, gated, self.mechanism.losses(features, targets, head))
 
-    def forward_head(self, features: Tensor, *args: Any, targets: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def forward_head(self, *args: Any, targets: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Timm's ``forward_head``, seen through the mechanism if there are targets or it needs none at inference."""
-        if targets is not None and not args and not kwargs:
+        if not args and self._features_name in kwargs:  # NaFlexViT passes its features by name
+            args = (kwargs.pop(self._features_name),)
+        features, *others = args
+        if targets is not None and not others and not kwargs:
             return self._gated_logits(features, targets, self.read_head())
         if targets is not None or self.mechanism.acts_without_targets:
             features = self.mechanism(features, targets)
-        logits: Tensor = super().forward_head(features, *args, **kwargs)
+        logits: Tensor = super().forward_head(features, *others, **kwargs)
+        return logits
+
+    def _plain_logits(self, features: Tensor) -> Tensor:
+        """The standard path's logits [batch, classes]; the mechanism acts where it needs no targets."""
+        logits = self.forward_head(features)
+        check_shape(logits, self)
         return logits
 
     def _gated_logits(self, features: Tensor, targets: Tensor | None, head: Head) -> Tensor:
-        if not isinstance(features, Tensor):
-            raise TypeError(
-                f"{self._plain_class.__name__} returned features of type {type(features).__name__} for this input; "
-                "the gated path needs one tensor (for NaFlex models: pass images, not a patch dictionary)."
-            )
+        _check_one_tensor(features)
         if targets is None and self.mechanism.needs_targets:
             raise ValueError(
                 f"the gated path of mechanism {self.mechanism.name!r} needs targets here: call model(images, targets), "
@@ -107,28 +129,38 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         plain_head = super().forward_head
         traits = self._probe() if self.mechanism.reads_head else HeadTraits("map")
         classifier = find_classifier(self) if traits.kind in ("linear", "normed") else None
+        weight, bias = (None, None) if classifier is None else effective_weight(classifier)
+
+        def logits(features: Tensor) -> Tensor:
+            found: Tensor = plain_head(features)
+            check_shape(found, self)
+            return found
+
         return Head(
             kind=traits.kind,
-            logits=plain_head,
+            logits=logits,
             pooled=functools.partial(plain_head, pre_logits=True),
-            weight=None if classifier is None else classifier.weight.flatten(1),
-            bias=None if classifier is None else classifier.bias,
+            weight=weight,
+            bias=bias,
             pools_by_mean=traits.pools_by_mean,
+            is_plain=classifier is None or is_plain_layer(classifier),
         )
 
     def _probe(self) -> HeadTraits:
-        if self._head_traits is None:
+        """Probe the head once for every classifier layer, on a small random map."""
+        classifier = find_classifier(self)
+        if self._probed is None or self._probed[0] != classifier:  # a tuple where there are two heads
             num_filters = self.mechanism.num_filters
             with plain(self):
                 traits = probe_traits(self, num_filters)
             if next(self.parameters()).device.type == "meta":
                 return traits  # cannot be probed yet; "map" is right for every head, only slower
-            self._head_traits = traits
-        return self._head_traits
+            self._probed = (classifier, traits)
+        return self._probed[1]
 
     @property
     def head_kind(self) -> HeadKind:
-        """How the logits depend on the map, see ``mechanisms.Head``; probed once on a small random map."""
+        """How the logits depend on the map, see ``mechanisms.Head``."""
         return self._probe().kind
 
     def project_(self) -> None:
@@ -142,14 +174,16 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
             ValueError: If ``num_classes`` is 0, without classes there is nothing to differentiate, or does not suit the
                 mechanism's config.
         """
-        if num_classes < 1:
+        classes = whole(num_classes) or 0
+        if classes < 1:
             raise ValueError(
                 f"a differentiated model needs classes, but num_classes={num_classes}; undifferentiate() first."
             )
+        num_classes = classes
         made = _make_mechanism(self, num_classes, type(self.mechanism), self.mechanism.config)
         super().reset_classifier(num_classes, *args, **kwargs)
         self.mechanism = made
-        self._head_traits = None
+        self._probed = None
         _probe_in_advance(self)
         _logger.info("classifier and mechanism %s made anew for %d classes", self.mechanism.name, num_classes)
 
@@ -169,9 +203,23 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         return _new_instance, (self._plain_class,), self.__getstate__()
 
 
+def _check_one_tensor(images_or_features: Any) -> None:
+    if not isinstance(images_or_features, Tensor):
+        raise TypeError(
+            "the gated path needs images [batch, channels, height, width] that give one tensor of features, but found "
+            f"a {type(images_or_features).__name__}; NaFlex patch dictionaries go through the standard path only, "
+            "model(patches)."
+        )
+
+
 @functools.cache
 def _differentiated_class(plain_class: Any) -> type[DifferentiatedModel]:
-    namespace = {"_plain_class": plain_class, "__doc__": plain_class.__doc__, "__module__": plain_class.__module__}
+    namespace = {
+        "_plain_class": plain_class,
+        "_features_name": list(inspect.signature(plain_class.forward_head).parameters)[1],
+        "__doc__": plain_class.__doc__,
+        "__module__": plain_class.__module__,
+    }
     return type(f"Differentiated{plain_class.__name__}", (DifferentiatedModel, plain_class), namespace)
 
 
@@ -206,7 +254,8 @@ def differentiate(
 
     Raises:
         TypeError: If the model is wrapped, compiled, headless or not a timm model.
-        ValueError: If it is already differentiated, its features are a list, or an option is wrong.
+        ValueError: If it is already differentiated, its features are a list, its logits are not [batch, classes]
+            (``global_pool=""``), or an option is wrong.
 
     Example:
         >>> import timm
@@ -225,13 +274,15 @@ def differentiate(
         )
     mechanism_class, config = resolve_config(mechanism, options)
     timm_model: Any = model  # has more attributes than nn.Module declares
-    num_classes = timm_model.num_classes if num_classes is None else num_classes
-    if not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"num_classes must be a whole number, 1 or more, but is {num_classes!r}; pass num_classes=...")
-    made = _make_mechanism(timm_model, num_classes, mechanism_class, config)
-    if num_classes != timm_model.num_classes:
-        _logger.info("reset the classifier from %d to %d classes", timm_model.num_classes, num_classes)
-        timm_model.reset_classifier(num_classes)
+    given = timm_model.num_classes if num_classes is None else num_classes
+    classes = whole(given) or 0
+    if classes < 1:
+        raise ValueError(f"num_classes must be a whole number, 1 or more, but is {given!r}; pass num_classes=...")
+    check_logits(timm_model, timm_model.num_features)
+    made = _make_mechanism(timm_model, classes, mechanism_class, config)
+    if classes != timm_model.num_classes:
+        _logger.info("reset the classifier from %d to %d classes", timm_model.num_classes, classes)
+        timm_model.reset_classifier(classes)
     timm_model.mechanism = made
     timm_model.__class__ = _differentiated_class(timm_model.__class__)
     differentiated: DifferentiatedModel = timm_model
@@ -242,8 +293,9 @@ def differentiate(
 def _make_mechanism(
     model: Any, num_classes: int, mechanism_class: type[Mechanism], config: MechanismConfig
 ) -> Mechanism:
-    made = mechanism_class(model.num_features, num_classes, config, channels_last=is_channels_last(model))
     like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    with like.device:
+        made = mechanism_class(model.num_features, num_classes, config, channels_last=is_channels_last(model))
     return made.to(device=like.device, dtype=like.dtype).train(model.training)
 
 
@@ -262,7 +314,7 @@ def undifferentiate(model: nn.Module) -> nn.Module:
         raise ValueError(f"{type(model).__name__} is not differentiated, so there is nothing to undo.")
     timm_model: Any = model
     del timm_model.mechanism
-    for name in ("_head_traits", "holds_frozen"):
+    for name in ("_probed", "holds_frozen"):
         timm_model.__dict__.pop(name, None)
     timm_model.__class__ = model._plain_class
     return model

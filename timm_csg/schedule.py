@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from timm_csg.checks import check_choice, make_numbers_plain
+
 Path = Literal["standard", "gated", "both"]
 Unit = Literal["epoch", "step"]
 
 
 def _check_unit_and_warmup(unit: str, warmup: int) -> None:
-    if unit not in ("epoch", "step"):
-        raise ValueError(f"unit must be 'epoch' or 'step', but is {unit!r}.")
+    check_choice("unit", unit, ("epoch", "step"))
     if not isinstance(warmup, int) or warmup < 0:
         raise ValueError(f"warmup must be a number of {unit}s, 0 or more, but is {warmup!r}.")
 
@@ -47,6 +48,7 @@ class Alternating:
     unit: Unit = "epoch"
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         _check_unit_and_warmup(self.unit, self.warmup)
         if not isinstance(self.period, int) or self.period < 1:
             raise ValueError(f"period must be a whole number, 1 or more, but is {self.period!r}.")
@@ -59,6 +61,11 @@ class Alternating:
         if index < self.warmup or index % self.period < self.period - self.gated:
             return "standard"
         return "gated"
+
+    @property
+    def goes_by_epochs(self) -> bool:
+        """Whether the path depends on the epoch, so that somebody has to tell it."""
+        return self.unit == "epoch" and (0 < self.gated < self.period or (self.warmup > 0 and self.gated > 0))
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,14 @@ class Joint:
     unit: Unit = "epoch"
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         _check_unit_and_warmup(self.unit, self.warmup)
 
     def path(self, epoch: int, step: int) -> Path:
         """The path of this epoch and optimizer step, both counted from 0."""
         return "standard" if (epoch if self.unit == "epoch" else step) < self.warmup else "both"
+
+    @property
+    def goes_by_epochs(self) -> bool:
+        """Whether the path depends on the epoch, so that somebody has to tell it."""
+        return self.unit == "epoch" and self.warmup > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,7 +12,10 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.utils.model import unwrap_model
 from torch import Tensor, nn
 
+from timm_csg.attachment import Attachment, bare_optimizers, check_not_attached, check_optimizers, check_replicas
+from timm_csg.checks import make_numbers_plain, plain_number
 from timm_csg.head import find_classifier
+from timm_csg.mechanisms.base import Mechanism
 from timm_csg.model import DifferentiatedModel, PathOutputs
 from timm_csg.schedule import Alternating, Joint, Path
 
@@ -35,6 +38,7 @@ class Progress:
     step: int = 0
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         if not all(isinstance(count, int) and count >= 0 for count in (self.epoch, self.step)):
             raise ValueError(f"epoch and step must be whole numbers, 0 or more, but found {self}.")
 
@@ -59,6 +63,9 @@ class TrainingMixin:
 
     schedule: Alternating | Joint = Alternating()
     progress: Progress = Progress()  # frozen: replaced, never changed, since this one is shared by all instances
+    _epoch_remedy = "call loop.set_epoch(epoch) at the beginning of every epoch, counted from 0"
+    _epoch_is_told: bool = False
+    _schedule_is_checked: bool = False
 
     @property
     def path(self) -> Path:
@@ -68,6 +75,7 @@ class TrainingMixin:
     def set_epoch(self, epoch: int) -> None:
         """Tell the schedule which epoch begins, counted from 0."""
         self.progress = replace(self.progress, epoch=epoch)
+        self._epoch_is_told = True
 
     def losses(
         self, model: nn.Module, images: Tensor, targets: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
@@ -87,8 +95,11 @@ class TrainingMixin:
 
         Raises:
             TypeError: If the model is not differentiated.
+            ValueError: If DistributedDataParallel was wrapped around it before its mechanism was there.
         """
-        mechanism = _inner(model).mechanism
+        inner = _inner(model)
+        check_replicas(model, inner)
+        mechanism = inner.mechanism
         mechanism.set_epoch(self.progress.epoch)
         path = self.path if model.training else "standard"
         outputs: PathOutputs = model(images, targets, paths=("standard", "gated") if path == "both" else (path,))
@@ -109,48 +120,63 @@ class TrainingMixin:
         return result
 
     def after_step(self, model: nn.Module) -> None:
-        """Project the mechanism's parameters and count the step; ``attach`` does it after every optimizer step."""
-        _inner(model).project_()
+        """Project the mechanism's parameters and count the step; ``attach`` does it after every optimizer step.
+
+        Raises:
+            ValueError: If ``attach`` does it already, or nobody has told the epoch and the schedule goes by epochs.
+        """
+        inner = _inner(model)
+        check_not_attached(self, inner)
+        self._check_schedule(inner.mechanism)
+        inner.project_()
         self.progress = replace(self.progress, step=self.progress.step + 1)
 
-    def attach(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> RemovableHandles:
+    def attach(
+        self,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        model: nn.Module,
+        *,
+        averages: Sequence[nn.Module] = (),
+        frozen: bool = False,
+    ) -> Attachment:
         """Make every ``optimizer.step()`` end in ``after_step``; steps that an AMP scaler skips do not count.
 
         On a standard step the mechanism's gradients are cleared before the optimizer runs, so that momentum and weight
-        decay cannot move a gate that took no part (``zero_grad(set_to_none=False)`` would leave zeros there).
+        decay cannot move a gate that took no part (``zero_grad(set_to_none=False)`` would leave zeros there). Attaching
+        the same optimizer again takes the place of the first time.
 
         Args:
-            optimizer: Any optimizer. With one optimizer per path (``optimizers[loop.path]``), attach both.
+            optimizer: Any optimizer. With one optimizer per path (``optimizers[loop.path]``), attach both. Optimizers
+                that share the parameters between them are given together, as a list.
             model: The differentiated model, also wrapped or compiled.
+            averages: EMA or SWA copies of the model (``ModelEmaV3``, ``AveragedModel``); each of their updates then
+                ends in a projection, too.
+            frozen: Whether the mechanism's parameters are frozen on purpose.
 
         Returns:
             A handle whose ``remove()`` detaches.
 
         Raises:
-            TypeError: If the model is not differentiated.
+            TypeError: If the model is not differentiated, or an argument is something else.
+            ValueError: If the optimizers lack parameters of the mechanism or of a new classifier, the mechanism is
+                frozen, or DistributedDataParallel does not know it. ``optimizer.step()`` raises it if the schedule asks
+                for the gated path and no gradient reaches the mechanism, or the classifier was reset.
         """
-        parameters = list(_inner(model).mechanism.parameters())
-        own = {id(parameter) for parameter in parameters}
-        for group in optimizer.param_groups:
-            if group.get("weight_decay") and any(id(parameter) in own for parameter in group["params"]):
-                _logger.warning(
-                    "the optimizer applies weight_decay=%g to the mechanism's parameters, which pulls gates to 0; "
-                    "build its groups with timm_csg.param_groups(model, ...) or timm's create_optimizer_v2",
-                    group["weight_decay"],
-                )
+        inner, optimizers = _inner(model), bare_optimizers(optimizer)
+        check_replicas(model, inner)
+        check_optimizers(optimizers, inner, frozen=frozen)
+        return Attachment(self, model, inner, optimizers, averages)
 
-        def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            if self.path == "standard":
-                for parameter in parameters:
-                    parameter.grad = None
-
-        def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            self.after_step(model)
-
-        if not getattr(type(optimizer).step, "hooked", False):
-            optimizer._patch_step_function()  # Lookahead skips the constructor, and with it the part that runs hooks
-
-        return RemovableHandles(optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after))
+    def _check_schedule(self, mechanism: Mechanism) -> None:
+        """Raise at the first step if nobody tells the epoch that matters; log if nobody chose a schedule."""
+        if not self._epoch_is_told and (self.schedule.goes_by_epochs or mechanism.goes_by_epochs):
+            raise ValueError(
+                f"{self.schedule} or mechanism {mechanism.name!r} goes by epochs, but nobody has told this loop the "
+                f"epoch; {self._epoch_remedy}."
+            )
+        if not self._schedule_is_checked and self.schedule is TrainingMixin.schedule:
+            _logger.warning("no schedule was set, so that this is %s; set loop.schedule before training", self.schedule)
+        self._schedule_is_checked = True
 
     def training_state(self) -> dict[str, Any]:
         """What a checkpoint needs to go on at the same epoch and step: a JSON-able dictionary."""
@@ -181,24 +207,14 @@ def _is_zero(weight: float | Tensor) -> bool:
     return isinstance(weight, (int, float)) and weight == 0
 
 
-class RemovableHandles:
-    """Several hook handles, removed together."""
-
-    def __init__(self, *handles: Any) -> None:
-        self._handles = handles
-
-    def remove(self) -> None:
-        """Remove all hooks."""
-        for handle in self._handles:
-            handle.remove()
-
-
 def _inner(model: nn.Module) -> DifferentiatedModel:
     inner = unwrap_model(model)
+    if hasattr(inner, "get_base_model"):  # peft
+        inner = inner.get_base_model()
     if not isinstance(inner, DifferentiatedModel):
-        raise TypeError(
-            f"expected a differentiated model, but found {type(inner).__name__}; call differentiate() first."
-        )
+        inside = [name for name, module in inner.named_modules() if isinstance(module, DifferentiatedModel)]
+        remedy = f"pass the one in it, .{inside[0]}." if inside else "call differentiate() first."
+        raise TypeError(f"expected a differentiated model, but found {type(inner).__name__}; {remedy}")
     return inner
 
 
@@ -231,6 +247,7 @@ def param_groups(
     Raises:
         ValueError: If a number is negative.
     """
+    lr, gate_lr, head_lr, weight_decay = map(plain_number, (lr, gate_lr, head_lr, weight_decay))
     for name, value in (("lr", lr), ("gate_lr", gate_lr), ("head_lr", head_lr), ("weight_decay", weight_decay)):
         if value is not None and not value >= 0:
             raise ValueError(f"{name} must be 0 or more, but is {value!r}.")
@@ -248,6 +265,10 @@ def param_groups(
     if not isinstance(inner, DifferentiatedModel):
         return groups
     own = [parameter for parameter in inner.mechanism.parameters() if parameter.requires_grad]
+    if not own and any(True for _ in inner.mechanism.parameters()):
+        _logger.warning(
+            "the mechanism is frozen and in no group; call model.mechanism.requires_grad_(True) to train it"
+        )
     groups, _ = _split(groups, own)
     gate_group = {"params": own, "lr": lr if gate_lr is None else gate_lr, "weight_decay": 0.0, "use_fallback": True}
     return [*groups, gate_group] if own else groups

@@ -84,8 +84,7 @@ class Training(TrainingMixin):
         self.ema = ModelEmaV3(self.model, decay=settings.model_ema_decay) if settings.model_ema else None
         self.optimizers = make_optimizers(self.model, settings, recipe)
         if recipe is not None:
-            for optimizer in self.optimizers:
-                self.attach(optimizer, self.model)
+            self.attach(self.optimizers, self.model, averages=[] if self.ema is None else [self.ema])
         self.schedulers = [
             create_scheduler_v2(
                 optimizer,

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_csg.mechanisms.base import Mechanism, check_choice
+from timm_csg.checks import check_choice
+from timm_csg.mechanisms.base import Mechanism
 from timm_csg.model import is_differentiated
 from timm_csg.stage import check_supported, is_channels_last
 
@@ -159,6 +160,11 @@ def run_head(model: Any, features: Tensor, targets: Targets, path: Path = "stand
     if path == "gated":
         with _behind_masks(model, leaf) as seen:
             logits = model.forward_head(leaf.clone(), targets=indices)
+    if not logits.requires_grad:
+        raise ValueError(
+            f"the head of {type(model).__name__} passes no gradient back (quantised layers do not), which explanations "
+            "need; explain the model from before the conversion."
+        )
     (gradient,) = torch.autograd.grad(picked(logits, indices).sum(), seen[-1], allow_unused=True)
     if gradient is None:
         raise ValueError(

@@ -20,7 +20,7 @@ from timm_csg.explain._run import (
     run_stage,
 )
 from timm_csg.explain.gradients import backward_with_features
-from timm_csg.head import find_classifier, probe_head
+from timm_csg.head import effective_weight, find_classifier, probe_head
 from timm_csg.model import is_differentiated
 from timm_csg.stage import is_channels_last
 
@@ -74,7 +74,7 @@ def cam(model: nn.Module, images: Tensor, targets: Targets = None, *, upsample: 
                 "parts cut) where CAM exists."
             )
         _gradient_maps(inner, run, images)  # refuses heads that read only a class token
-        weight = find_classifier(inner).weight.flatten(1)[run.targets]
+        weight = effective_weight(find_classifier(inner))[0][run.targets]
         maps = torch.einsum("bfhw,bf->bhw", to_maps(inner, run.features, images), weight)
         return readable(_sized(maps, images, upsample))
 

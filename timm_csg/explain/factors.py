@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from timm_csg.mechanisms.base import check_choice
+from timm_csg.checks import check_choice, whole
 from timm_csg.metrics._model import evaluating, is_channels_last
 
 Target = Literal["mean", "kl"]
@@ -228,11 +228,13 @@ def _described(output: Any) -> str:
 
 def _checked(factors: int | Sequence[int] | None, number: int) -> list[int]:
     """The wanted factors as a list of indices from 0."""
-    wanted = list(range(number)) if factors is None else [factors] if isinstance(factors, int) else list(factors)
-    wrong = [factor for factor in wanted if not isinstance(factor, int) or not 0 <= factor < number]
-    if wrong or not wanted:
+    one = whole(factors)
+    given: Any = range(number) if factors is None else factors if one is None else [one]
+    wanted = [whole(factor) for factor in given]
+    chosen = [factor for factor in wanted if factor is not None and 0 <= factor < number]
+    if not wanted or len(chosen) < len(wanted):
         raise ValueError(f"factors must be one or more indices from 0 to {number - 1}, but are {factors!r}.")
-    return wanted
+    return chosen
 
 
 def _gradient(scores: Tensor, maps: Tensor) -> Tensor:

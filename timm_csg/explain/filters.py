@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from timm_csg.checks import check_choice, whole
 from timm_csg.explain._grid import to_maps
 from timm_csg.explain._run import (
     Path,
@@ -22,7 +23,6 @@ from timm_csg.explain._run import (
     run_stage,
 )
 from timm_csg.explain.cam import head_kind
-from timm_csg.mechanisms.base import check_choice
 from timm_csg.model import is_differentiated
 
 Filters = Tensor | list[int] | int | None
@@ -179,7 +179,7 @@ def strongest_images(
         torch.Size([2, 2])
     """
     check_choice("by", by, ("mean", "max"))
-    if not isinstance(top, int) or top < 1:
+    if (whole(top) or 0) < 1:
         raise ValueError(f"top must be a whole number, 1 or more, but is {top!r}.")
     best: StrongestImages | None = None
     seen = 0
@@ -267,7 +267,7 @@ def patches(images: Tensor, positions: Tensor, grid: tuple[int, int], *, size: f
 
 def check_top(top: int, num_filters: int) -> None:
     """Raise a ValueError unless ``top`` is a number of filters."""
-    if not isinstance(top, int) or not 1 <= top <= num_filters:
+    if not 1 <= (whole(top) or 0) <= num_filters:
         raise ValueError(f"top must be a whole number between 1 and the {num_filters} filters, but is {top!r}.")
 
 

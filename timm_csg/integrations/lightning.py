@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from timm_csg.attachment import Attachment
 from timm_csg.model import DifferentiatedModel
-from timm_csg.training import Progress, RemovableHandles, TrainingMixin
+from timm_csg.training import Progress, TrainingMixin
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule as _Host
@@ -38,7 +39,7 @@ class LightningTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # lig
         ...         return torch.optim.SGD(timm_csg.param_groups(self.model, lr=0.1), lr=0.1)
     """
 
-    _handles: tuple[RemovableHandles, ...] = ()
+    _attachment: Attachment | None = None
     _loaded_state: dict[str, Any] | None = None
 
     def on_train_start(self) -> None:
@@ -65,21 +66,44 @@ class LightningTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # lig
             self._loaded_state = None
         elif self.trainer.global_step == 0:
             self.progress = Progress()  # fit() a second time
-        for handle in self._handles:  # of an earlier fit(), whose optimizer may come again
-            handle.remove()
-        self._handles = tuple(self.attach(optimizer, models[0]) for optimizer in self.trainer.optimizers)
+        if self._attachment is not None:  # of an earlier fit()
+            self._attachment.remove()
+        self._attachment = self.attach(self.trainer.optimizers, models[0])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
         """Tell the schedule which epoch it is."""
         self.set_epoch(self.current_epoch)  # on_train_epoch_start is left out on resume after an epoch's last batch
         return super().on_train_batch_start(batch, batch_idx)
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Project the averages of callbacks (``WeightAveraging``, ``StochasticWeightAveraging``), which come first."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        self._project_averages()
+
+    def on_train_end(self) -> None:
+        """Project what a callback may have put in the place of the weights: an average."""
+        super().on_train_end()
+        _project(self)
+
+    def _project_averages(self) -> None:
+        for callback in self.trainer.callbacks:
+            average = getattr(callback, "_average_model", None)  # of both callbacks; Lightning has no public way
+            if average is not None:
+                _project(average)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the progress of training."""
+        """Add the progress of training; averages in the checkpoint are those of the callbacks, projected here."""
         super().on_save_checkpoint(checkpoint)
+        self._project_averages()
         checkpoint[_KEY] = self.training_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the progress for when training starts; loading for inference does not ask for the same schedule."""
         super().on_load_checkpoint(checkpoint)
         self._loaded_state = checkpoint.get(_KEY)
+
+
+def _project(module: Any) -> None:
+    for part in module.modules():
+        if isinstance(part, DifferentiatedModel):
+            part.project_()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from timm.task import ClassificationTask
 from timm.utils.model import unwrap_model
 from torch import Tensor, nn
 
+from timm_csg.attachment import Attachment, attachments_of
+from timm_csg.checks import whole
 from timm_csg.manifest import CheckpointError, mechanism_config
-from timm_csg.mechanisms.base import Mechanism
 from timm_csg.model import DifferentiatedModel, differentiate, is_differentiated
 from timm_csg.reading import MECHANISM_PREFIX, load_file
 from timm_csg.schedule import Alternating, Joint
-from timm_csg.training import RemovableHandles, TrainingMixin
+from timm_csg.training import TrainingMixin
 from timm_csg.version import __version__
 
 _logger = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[mi
         (1, tensor([1.]))
     """
 
+    _epoch_remedy = "pass steps_per_epoch=... (in train.py: updates_per_epoch), or call task.set_epoch(epoch)"
+
     def __init__(
         self,
         model: nn.Module,
@@ -77,8 +80,6 @@ class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[mi
         if schedule is not None:
             self.schedule = schedule
         self.steps_per_epoch = steps_per_epoch
-        self._epoch_is_known = False
-        self._is_attached = False
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -87,9 +88,10 @@ class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[mi
 
     @steps_per_epoch.setter
     def steps_per_epoch(self, steps: int | None) -> None:
-        if steps is not None and (not isinstance(steps, int) or steps < 1):
+        if steps is not None and (whole(steps) or 0) < 1:
             raise ValueError(f"steps_per_epoch must be a whole number, 1 or more, but is {steps!r}.")
-        self._steps_per_epoch = steps
+        self._steps_per_epoch = whole(steps)
+        self._epoch_is_told = self._epoch_is_told or steps is not None
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """What ``TrainingMixin.losses`` returns for one batch: ``"loss"``, ``"output"`` and named parts.
@@ -100,18 +102,17 @@ class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[mi
         """
         return self.losses(self.trainable_module, input, target, self.criterion)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the schedule which epoch begins, counted from 0."""
-        super().set_epoch(epoch)
-        self._epoch_is_known = True
-
-    def attach(self, optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -> RemovableHandles:
+    def attach(
+        self,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        model: nn.Module | None = None,
+        **options: Any,
+    ) -> Attachment:
         """As ``TrainingMixin.attach``; ``update_ema`` then leaves projecting and counting to the optimizer.
 
         The difference is small: only attached, a step that an AMP scaler skips does not count.
         """
-        self._is_attached = True
-        return super().attach(optimizer, self.trainable_module if model is None else model)
+        return super().attach(optimizer, self.trainable_module if model is None else model, **options)
 
     def update_ema(self, step: int | None = None) -> None:
         """To be called after every optimizer step, with EMA or without: project, count, then average.
@@ -122,16 +123,10 @@ class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[mi
         Raises:
             ValueError: If the schedule or the mechanism goes by epochs, but nobody tells which epoch it is.
         """
-        if not self._is_attached:
+        if not attachments_of(self, _inner(self.trainable_module)):
             self.after_step(self.trainable_module)
-        mechanism = _inner(self.trainable_module).mechanism
         if self.steps_per_epoch is not None:
             self.set_epoch((self.progress.step if step is None else step) // self.steps_per_epoch)
-        elif not self._epoch_is_known and _goes_by_epoch(self.schedule, mechanism):
-            raise ValueError(
-                f"{self.schedule} or mechanism {mechanism.name!r} goes by epochs, but nobody has told this task the "
-                "epoch; pass steps_per_epoch=... (in train.py: updates_per_epoch), or call task.set_epoch(epoch)."
-            )
         super().update_ema(step)
         if self.has_ema():
             _inner(self.get_trainable_module(ema=True)).project_()  # an average of gates may peak below 1
@@ -262,9 +257,3 @@ def load_task_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, ema:
 def _inner(model: nn.Module) -> DifferentiatedModel:
     inner: DifferentiatedModel = unwrap_model(model)
     return inner
-
-
-def _goes_by_epoch(schedule: Alternating | Joint, mechanism: Mechanism) -> bool:
-    if type(mechanism).set_epoch is not Mechanism.set_epoch:
-        return True
-    return schedule.unit == "epoch" and (isinstance(schedule, Alternating) or schedule.warmup > 0)

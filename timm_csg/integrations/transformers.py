@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from timm_csg.attachment import Attachment, bare_optimizers
 from timm_csg.model import DifferentiatedModel, PathOutputs
-from timm_csg.training import Progress, RemovableHandles, TrainingMixin
+from timm_csg.training import Progress, TrainingMixin
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Host
@@ -41,7 +42,7 @@ class TransformersTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # 
 
     gate_lr: float | None = None
     loss_is_scaled_for_ga: bool = False  # a mean over the batch: the Trainer divides it by the accumulation steps
-    _handles: RemovableHandles | None = None
+    _attachment: Attachment | None = None
 
     def criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy with the Trainer's ``label_smoothing_factor``; override it for another one.
@@ -72,15 +73,13 @@ class TransformersTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # 
         """The Trainer's optimizer, the mechanism in a group of its own, attached; one of yours is only attached."""
         is_ours = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        inner = optimizer
-        while hasattr(inner, "optimizer"):  # accelerate's wrapper, when train() is called again
-            inner = inner.optimizer
+        (inner,) = bare_optimizers(optimizer)  # without accelerate's wrapper, when train() is called again
         model = _timm_model(self.model)
         if is_ours:
             _move_to_own_group(inner, list(model.mechanism.parameters()), self.gate_lr)
-        if self._handles is not None:
-            self._handles.remove()
-        self._handles = self.attach(inner, model)
+        if self._attachment is not None:
+            self._attachment.remove()
+        self._attachment = self.attach(inner, model)
         callback = _ProgressCallback(self)
         self.remove_callback(_ProgressCallback)
         self.add_callback(callback)

@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, check_fraction, register_mechanism
+from timm_csg.checks import check_fraction
+from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, register_mechanism
 from timm_csg.mechanisms.targets import is_soft, target_rows
 
 _logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class AssignedConfig(MechanismConfig):
     mask_classifier: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_fraction("solo_weight", self.solo_weight)
         check_fraction("gated_weight", self.gated_weight)
         if self.filters_per_class is not None:
@@ -287,6 +289,11 @@ class AssignedFilters(Mechanism):
         """Keep scales positive, and the classifier on a class's own filters."""
         self.scale.clamp_(min=1e-3)
         if head is not None and head.weight is not None and self.config.mask_classifier:
+            if not head.is_plain:
+                raise ValueError(
+                    "the classifier cannot be masked, because it is more than its weights (LoRA, pruning, weight norm); "
+                    "merge or remove what was put on it, or differentiate with mask_classifier=False."
+                )
             mask_classifier_(head.weight, self.assignment)
 
     def is_feasible(self, head: Head | None = None) -> bool:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from timm_csg.checks import make_numbers_plain, nearest
+
 HeadKind = Literal["linear", "normed", "pooled", "map"]
 
 
@@ -25,6 +27,8 @@ class Head(NamedTuple):
         pooled: timm's ``forward_head(pre_logits=True)``, features → [batch, filters] where ``kind`` is ``"linear"``.
         weight: Classifier weight [classes, filters] where ``kind`` is ``"linear"`` or ``"normed"``, else None.
         bias: Classifier bias [classes] or None.
+        is_plain: Whether ``weight`` is the classifier's own, so that it can be changed in place; not so for LoRA and the
+            like, where it is only what the layer's function comes to.
         pools_by_mean: Whether ``pooled`` in eval mode, for ``"linear"``, is the mean over positions.
     """
 
@@ -34,11 +38,18 @@ class Head(NamedTuple):
     weight: Tensor | None
     bias: Tensor | None
     pools_by_mean: bool = False
+    is_plain: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class MechanismConfig:
-    """Options of a mechanism: frozen, validated on construction, and JSON in both directions."""
+    """Options of a mechanism: frozen, validated on construction, and JSON in both directions.
+
+    A config with a ``__post_init__`` of its own calls this one first: it makes plain numbers of NumPy's.
+    """
+
+    def __post_init__(self) -> None:
+        make_numbers_plain(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a JSON-able dictionary."""
@@ -55,7 +66,10 @@ class MechanismConfig:
         valid = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(valid))
         if unknown:
-            raise ValueError(f"{cls.__name__} has no option {', '.join(unknown)}; its options are {', '.join(valid)}.")
+            raise ValueError(
+                f"{cls.__name__} has no option {', '.join(unknown)}; its options are {', '.join(valid)}."
+                f"{nearest(unknown[0], valid)}"
+            )
         return cls(**values)
 
 
@@ -113,6 +127,11 @@ class Mechanism(nn.Module):
     def loss_weights(self) -> dict[str, float | Tensor]:
         """Weight of ``"gated"``, the criterion on the gated logits, and of every name that ``losses`` returns."""
         return {"gated": 1.0}
+
+    @property
+    def goes_by_epochs(self) -> bool:
+        """Whether ``set_epoch`` changes anything, so that somebody has to tell the epoch."""
+        return type(self).set_epoch is not Mechanism.set_epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch, counted from 0; ``TrainingMixin.losses`` calls this, also again for the same epoch."""
@@ -218,20 +237,9 @@ def resolve_config(
             f"{type(mechanism)}."
         )
     if mechanism not in _MECHANISMS:
-        raise ValueError(f"unknown mechanism {mechanism!r}; known are {', '.join(list_mechanisms())}.")
+        raise ValueError(
+            f"unknown mechanism {mechanism!r}; known are {', '.join(list_mechanisms())}."
+            f"{nearest(mechanism, list_mechanisms())}"
+        )
     mechanism_class = _MECHANISMS[mechanism]
     return mechanism_class, mechanism_class.config_class.from_dict(options)
-
-
-def check_fraction(name: str, value: float, low: float = 0.0, high: float | None = None) -> None:
-    """Raise a ValueError unless ``value`` is a finite number from ``low`` to ``high``."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or value != value or value < low or value == float("inf") or (high is not None and value > high):
-        bounds = f"{low:g} or more" if high is None else f"between {low:g} and {high:g}"
-        raise ValueError(f"{name} must be a number, {bounds}, but is {value!r}.")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise a ValueError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, but is {value!r}.")

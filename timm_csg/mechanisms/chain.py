@@ -137,6 +137,11 @@ class Chain(Mechanism):
         counts = Counter(name for member in self._ordered for name in member.loss_weights())
         return {name if counts[name] == 1 else f"{place}_{name}": term for name, term in terms.items()}
 
+    @property
+    def goes_by_epochs(self) -> bool:
+        """Whether a member does."""
+        return any(member.goes_by_epochs for member in self._ordered)
+
     def set_epoch(self, epoch: int) -> None:
         """Tell all members."""
         for member in self._ordered:

@@ -15,14 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_csg.mechanisms.base import (
-    Head,
-    Mechanism,
-    MechanismConfig,
-    check_choice,
-    check_fraction,
-    register_mechanism,
-)
+from timm_csg.checks import check_choice, check_fraction
+from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, register_mechanism
 from timm_csg.mechanisms.targets import target_rows
 
 
@@ -53,6 +47,7 @@ class CSGConfig(MechanismConfig):
     initial_gate: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("sparsity_norm", self.sparsity_norm, ("l1", "l2", "smooth_l1"))
         check_fraction("gated_weight", self.gated_weight)
         check_fraction("sparsity_weight", self.sparsity_weight)

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, check_choice, check_fraction, register_mechanism
+from timm_csg.checks import check_choice, check_fraction
+from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, register_mechanism
 from timm_csg.mechanisms.targets import target_rows
 from timm_csg.mechanisms.templates import (
     centre_of_gravity,
@@ -76,6 +77,7 @@ class ICNNConfig(MechanismConfig):
     extra_conv: Literal["none", "depthwise", "full"] = "none"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("variant", self.variant, ("paper", "released"))
         check_choice("gradient", self.gradient, ("autograd", "paper"))
         check_choice("extra_conv", self.extra_conv, ("none", "depthwise", "full"))
@@ -198,7 +200,7 @@ class InterpretableFilters(Mechanism):
             return {}
         with torch.autocast(features.device.type, enabled=False):
             maps = self.maps(features).float()
-            membership = target_rows(torch.eye(self.num_classes, device=maps.device), targets)
+            membership = target_rows(torch.eye(self.num_classes, device=maps.device, dtype=maps.dtype), targets)
             with torch.no_grad():
                 if self.training:
                     self._observe(maps, membership)
@@ -223,7 +225,7 @@ class InterpretableFilters(Mechanism):
 
     def _observe(self, maps: Tensor, membership: Tensor) -> None:
         """Bring running statistics up to date with one batch."""
-        rate = torch.where(self.batches == 0, 1.0, _RATE)
+        rate = _rate(self.batches == 0).to(self.mean_maximum)
         self.batches += 1
         peaks = maps.amax(dim=(2, 3))
         self.mean_maximum.copy_(self.mean_maximum.lerp(peaks.mean(dim=0).to(self.mean_maximum), rate))
@@ -235,7 +237,8 @@ class InterpretableFilters(Mechanism):
             self.category.copy_(torch.where(self.epoch == 0, self._strongest_class(), self.category))
         else:
             means = membership.T @ peaks / seen.clamp_min(1e-12)[:, None]
-            followed = self.class_sums.lerp(means, torch.where(self.class_counts > 0, _RATE, 1.0)[:, None])
+            rates = _rate(self.class_counts == 0)[:, None]
+            followed = self.class_sums.lerp(means.to(self.class_sums), rates.to(self.class_sums))
             self.class_sums.copy_(torch.where(seen[:, None] > 0, followed, self.class_sums))
             self.class_counts += seen
             self.category.copy_(self.class_sums.argmax(dim=0))
@@ -272,7 +275,7 @@ class InterpretableFilters(Mechanism):
     def _log_z(self, fits: Tensor, some: slice, height: int, width: int) -> Tensor:
         """Logarithm of Z_T / maps for some filters [filters, templates]: a moving average, this batch included."""
         found = log_mean_exp(fits)
-        rate = torch.where(self.batches <= (1 if self.training else 0), 1.0, _RATE)
+        rate = _rate(self.batches <= (1 if self.training else 0))
         kept = regrid(self.log_z[some].float(), (_KEPT_GRID, _KEPT_GRID), (height, width))
         mixed = torch.logaddexp(kept + torch.log1p(-rate), found + rate.log())
         if self.training:
@@ -303,3 +306,8 @@ class InterpretableFilters(Mechanism):
         wanted = (3 * weight.sum(dim=0) / (weight * sigma).sum(dim=0)).clamp(1.5, 3.0)
         wanted = torch.where(wanted.isfinite(), wanted, self.half_beta.to(wanted))
         self.half_beta.copy_(self.half_beta.lerp(wanted.to(self.half_beta), _WIDTH_RATE))
+
+
+def _rate(is_first: Tensor) -> Tensor:
+    """Share of the newest batch in a running statistic: all of it for the first, float32 whatever torch's default."""
+    return is_first.float() * (1 - _RATE) + _RATE

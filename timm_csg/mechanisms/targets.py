@@ -72,7 +72,7 @@ def is_soft(targets: Tensor) -> bool:
 
 def _check_indices(targets: Tensor, num_classes: int) -> None:
     """Check the range where looking costs nothing; on an accelerator the embedding kernel asserts the same."""
-    if targets.device.type != "cpu" or torch.compiler.is_compiling() or targets.numel() == 0:
+    if targets.device.type != "cpu" or not _can_look(targets) or targets.numel() == 0:
         return
     low, high = int(targets.min()), int(targets.max())
     if low < 0:
@@ -85,8 +85,10 @@ def _check_indices(targets: Tensor, num_classes: int) -> None:
 
 
 def _can_look(tensor: Tensor) -> bool:
-    """Whether Python may read the values: not while compiling, not on the meta device."""
-    return not (torch.compiler.is_compiling() or tensor.is_meta)
+    """Whether Python may read the values: not while compiling, on the meta device, or under vmap."""
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def _check_rows(weights: Tensor, multi_hot: Tensor) -> None:

@@ -61,7 +61,7 @@ def part_template(row: Tensor, column: Tensor, height: int, width: int, beta: fl
         beta: One number, or a tensor that broadcasts with [..., height, width].
 
     Returns:
-        [..., height, width] in [-1, 1].
+        [..., height, width] in [-1, 1], float32.
 
     Example:
         >>> part_template(torch.tensor(0), torch.tensor(1), 2, 2, beta=1.0)
@@ -70,7 +70,7 @@ def part_template(row: Tensor, column: Tensor, height: int, width: int, beta: fl
     """
     down = (torch.arange(height, device=row.device) - row[..., None]).abs()
     across = (torch.arange(width, device=row.device) - column[..., None]).abs()
-    distance = (down[..., :, None] + across[..., None, :]) / math.sqrt(height * width)
+    distance = (down[..., :, None] + across[..., None, :]).float() / math.sqrt(height * width)
     return (1 - beta * distance).clamp(min=-1)
 
 

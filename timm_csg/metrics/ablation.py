@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from timm_csg.checks import whole
 from timm_csg.metrics._checks import check_features, check_rows, class_counts
 from timm_csg.metrics._model import LinearHead, evaluating, find_linear_head, is_channels_last, pooled_responses
 
@@ -263,7 +264,8 @@ def top_filters(class_filter_matrix: Tensor, count: int | Sequence[int]) -> Tens
                 [False,  True, False]])
     """
     num_classes, num_filters = class_filter_matrix.shape
-    counts = torch.tensor([count] * num_classes if isinstance(count, int) else list(count))
+    one = whole(count)
+    counts = torch.tensor([one] * num_classes if one is not None else list(count))  # type: ignore[arg-type]
     if len(counts) != num_classes or bool(((counts < 0) | (counts > num_filters)).any()):
         raise ValueError(
             f"count must be one number or {num_classes} numbers between 0 and {num_filters} filters, but is {count}."

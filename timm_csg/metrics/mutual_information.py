@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from timm_csg.checks import whole
 from timm_csg.metrics._checks import check_features, check_rows, class_counts
 from timm_csg.metrics._one_vs_rest import digamma_sums, plan_labels
 
@@ -65,7 +66,7 @@ def mutual_information(
                 [0.7595]], dtype=torch.float64)
     """
     check_features(features, samples=3)
-    if isinstance(neighbors, bool) or not isinstance(neighbors, int) or neighbors < 1:
+    if (whole(neighbors) or 0) < 1:
         raise ValueError(f"neighbors must be an integer of at least 1, but got {neighbors!r}; scikit-learn uses 3.")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 filter, but got {chunk_size}; leave it out for the default.")

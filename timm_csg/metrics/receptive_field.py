@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from timm_csg.checks import whole
 from timm_csg.metrics._edges import Edges, NotLocalError, pixel_edges
 from timm_csg.metrics._model import evaluating, is_channels_last
 
@@ -51,7 +52,8 @@ def receptive_field(model: nn.Module, image_size: int | tuple[int, int], *, chan
         >>> field.centre_y, field.size
         (tensor([ 0.5000, 32.5000]), (435.0, 435.0))
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    side = whole(image_size)
+    height, width = image_size if side is None else (side, side)  # type: ignore[misc]
     with evaluating(model), torch.no_grad():
         edges = _edges_of_map(model, height, width, channels)
         if edges is not None:
