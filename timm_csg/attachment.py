@@ -87,8 +87,8 @@ class Attachment:
     def _check_mechanism(self) -> None:
         if getattr(self.inner, "mechanism", None) is not self.mechanism:
             raise ValueError(
-                "the model's mechanism was replaced (reset_classifier, undifferentiate) after its optimizer was attached, "
-                f"which holds the old one; make a new optimizer, {_MAKE}, and attach that."
+                "the model's mechanism was replaced (reset_classifier, undifferentiate) after its optimizer was "
+                f"attached, which holds the old one; make a new optimizer, {_MAKE}, and attach that."
             )
 
     def _check_gradient(self) -> None:

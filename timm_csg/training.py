@@ -266,9 +266,7 @@ def param_groups(
         return groups
     own = [parameter for parameter in inner.mechanism.parameters() if parameter.requires_grad]
     if not own and any(True for _ in inner.mechanism.parameters()):
-        _logger.warning(
-            "the mechanism is frozen and in no group; call model.mechanism.requires_grad_(True) to train it"
-        )
+        _logger.warning("the mechanism is frozen and in no group; model.mechanism.requires_grad_(True) lets it learn")
     groups, _ = _split(groups, own)
     gate_group = {"params": own, "lr": lr if gate_lr is None else gate_lr, "weight_decay": 0.0, "use_fallback": True}
     return [*groups, gate_group] if own else groups

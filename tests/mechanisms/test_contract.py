@@ -123,6 +123,7 @@ def test_training_lowers_the_loss_and_stays_feasible(name, model, images, target
     loop.schedule = timm_csg.Joint()
     optimizer = torch.optim.SGD(timm_csg.param_groups(model, lr=0.02), momentum=0.9)
     loop.attach(optimizer, model)
+    loop.set_epoch(0)
     history = []
     for _ in range(8):
         losses = loop.losses(model, images, targets, cross_entropy)
