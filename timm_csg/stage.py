@@ -15,6 +15,7 @@ import torch
 from timm.models._input import get_model_input_config
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Layout = Literal["NCHW", "NHWC", "NLC"]
@@ -122,7 +123,8 @@ def find_stage(model: nn.Module) -> Stage:
         memo: dict[int, Any] = {
             id(tensor): fake.from_tensor(tensor.detach()) for tensor in chain(model.parameters(), model.buffers())
         }
-        clone: Any = copy.deepcopy(model, memo).eval()
+        with _FakeCopies(fake):
+            clone: Any = copy.deepcopy(model, memo).eval()
         dtype = next((tensor.dtype for tensor in clone.parameters() if tensor.is_floating_point()), torch.float32)
         device = next((tensor.device for tensor in clone.parameters()), torch.device("cpu"))
         images = torch.zeros(1, *get_model_input_config(model)["input_size"], dtype=dtype, device=device)
@@ -149,6 +151,20 @@ def _grid(model: nn.Module, features: Tensor, layout: Layout) -> tuple[int, int]
     if features.ndim == 3 and grid is not None and grid[0] * grid[1] == features.shape[1] - prefix:
         return int(grid[0]), int(grid[1])
     return None
+
+
+class _FakeCopies(TorchFunctionMode):
+    """Copies tensors as fake ones, wherever a module keeps them: a cache, a pruned weight, what a hook left behind."""
+
+    def __init__(self, fake: FakeTensorMode) -> None:
+        super().__init__()
+        self.fake = fake
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        return memo.setdefault(id(tensor), self.fake.from_tensor(tensor.detach()))
 
 
 class _SignTracker(TorchDispatchMode):
