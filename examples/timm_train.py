@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import runpy
 import sys
 from typing import Any
 from unittest import mock
 
 import timm
+import timm.data
 import timm.task
 import torch
 from timm.models import create_model
@@ -28,7 +30,12 @@ import timm_csg
 from timm_csg.integrations.timm_task import DifferentiationTask
 from timm_csg.recipes import RECIPES
 
+DISTILLATION = ("LogitDistillationTask", "FeatureDistillationTask", "TokenDistillationTask")
 NAMES = sorted(name for name, recipe in RECIPES.items() if not recipe.separate_optimizers)
+
+
+def refuse(reason: str, *arguments: Any, **options: Any) -> None:
+    raise SystemExit(f"timm_train.py: no differentiated model can be trained with {reason}.")
 
 
 def main(arguments: list[str] | None = None) -> DifferentiationTask:
@@ -42,16 +49,20 @@ def main(arguments: list[str] | None = None) -> DifferentiationTask:
     tasks: list[DifferentiationTask] = []
 
     def create_differentiated(*arguments: Any, **options: Any) -> torch.nn.Module:
-        return timm_csg.differentiate(create_model(*arguments, **options), mechanism=recipe.mechanism)
+        if options.get("scriptable"):
+            refuse("--torchscript: use --torchcompile, or script the trained model inside timm_csg.plain")
+        try:
+            return timm_csg.differentiate(create_model(*arguments, **options), mechanism=recipe.mechanism)
+        except (TypeError, ValueError) as error:
+            raise SystemExit(f"timm_train.py: {error}") from error
 
     def create_task(model: torch.nn.Module, **options: Any) -> DifferentiationTask:
         tasks.append(DifferentiationTask(model, schedule=recipe.schedule, **options))
         return tasks[0]
 
     def create_optimizer(model, lr, weight_decay=0.0, layer_decay=None, **options: Any) -> torch.optim.Optimizer:
-        groups = timm_csg.param_groups(
-            model, lr=lr, gate_lr=gate_lr, weight_decay=weight_decay, layer_decay=layer_decay
-        )
+        decays = {"weight_decay": weight_decay, "layer_decay": layer_decay}
+        groups = timm_csg.param_groups(model, lr=lr, gate_lr=gate_lr, **decays)
         optimizer = create_optimizer_v2(groups, lr=lr, **options)
         tasks[0].attach(optimizer)
         return optimizer
@@ -66,6 +77,12 @@ def main(arguments: list[str] | None = None) -> DifferentiationTask:
             (timm.task, "ClassificationTask", create_task),
             (timm.optim, "create_optimizer_v2", create_optimizer),
             (timm.scheduler, "create_scheduler_v2", create_scheduler),
+            (
+                timm.data,
+                "create_naflex_loader",
+                functools.partial(refuse, "--naflex-loader: the gate takes no patches"),
+            ),
+            *((timm.task, name, functools.partial(refuse, "--kd-model-name")) for name in DISTILLATION),
             (sys, "argv", [args.script, *others]),
         ):
             replaced.enter_context(mock.patch.object(place, name, ours))

@@ -5,6 +5,7 @@ What we say stands between two markers; text outside them and metadata that is n
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -21,6 +22,7 @@ from timm_csg.mechanisms.base import Mechanism, list_mechanisms
 from timm_csg.stage import find_stage
 from timm_csg.version import __version__
 
+_logger = logging.getLogger(__name__)
 BEGIN = "<!-- timm_csg: begin. Text up to the end marker is replaced by the next save or push; write outside. -->"
 END = "<!-- timm_csg: end -->"
 _BLOCK = re.compile(r"<!-- timm_csg: begin\b.*?<!-- timm_csg: end -->", re.DOTALL)

@@ -199,6 +199,9 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         plain_names = super().no_weight_decay() if hasattr(super(), "no_weight_decay") else ()
         return {*plain_names, *(f"mechanism.{name}" for name in self.mechanism.no_weight_decay())}
 
+    def _get_name(self) -> str:
+        return f"Differentiated{self._plain_class.__name__}"
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _new_instance, (self._plain_class,), self.__getstate__()
 
@@ -220,7 +223,8 @@ def _differentiated_class(plain_class: Any) -> type[DifferentiatedModel]:
         "__doc__": plain_class.__doc__,
         "__module__": plain_class.__module__,
     }
-    return type(f"Differentiated{plain_class.__name__}", (DifferentiatedModel, plain_class), namespace)
+    # The name is timm's, since timm writes it into checkpoints; repr() says that the model is differentiated.
+    return type(plain_class.__name__, (DifferentiatedModel, plain_class), namespace)
 
 
 def _new_instance(plain_class: Any) -> DifferentiatedModel:

@@ -309,7 +309,7 @@ def test_converting_names_what_is_wrong_with_the_file(saved, make_model, tmp_pat
     _, path = saved
     with pytest.raises(CheckpointError, match="there is no file"):
         load_task_checkpoint(make_model(), tmp_path / "none.pth.tar")
-    with pytest.raises(CheckpointError, match=r"does not fit this DifferentiatedResNet[^']*fc\.weight"):
+    with pytest.raises(CheckpointError, match=r"does not fit this ResNet[^']*fc\.weight"):
         load_task_checkpoint(make_model(num_classes=7), path)
     checkpoint = torch.load(path, weights_only=True)
     torch.save({"state_dict": checkpoint["state_dict"]}, path)
