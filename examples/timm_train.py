@@ -30,12 +30,12 @@ import timm_csg
 from timm_csg.integrations.timm_task import DifferentiationTask
 from timm_csg.recipes import RECIPES
 
-DISTILLATION = ("LogitDistillationTask", "FeatureDistillationTask", "TokenDistillationTask")
+DISTILLATION = [f"{kind}DistillationTask" for kind in ("Logit", "Feature", "Token")]
 NAMES = sorted(name for name, recipe in RECIPES.items() if not recipe.separate_optimizers)
 
 
-def refuse(reason: str, *arguments: Any, **options: Any) -> None:
-    raise SystemExit(f"timm_train.py: no differentiated model can be trained with {reason}.")
+def refuse(switch: str, *arguments: Any, **options: Any) -> None:
+    raise SystemExit(f"timm_train.py: a differentiated model cannot be trained with {switch}; leave it out.")
 
 
 def main(arguments: list[str] | None = None) -> DifferentiationTask:
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> DifferentiationTask:
 
     def create_differentiated(*arguments: Any, **options: Any) -> torch.nn.Module:
         if options.get("scriptable"):
-            refuse("--torchscript: use --torchcompile, or script the trained model inside timm_csg.plain")
+            refuse("--torchscript")
         try:
             return timm_csg.differentiate(create_model(*arguments, **options), mechanism=recipe.mechanism)
         except (TypeError, ValueError) as error:
@@ -77,11 +77,7 @@ def main(arguments: list[str] | None = None) -> DifferentiationTask:
             (timm.task, "ClassificationTask", create_task),
             (timm.optim, "create_optimizer_v2", create_optimizer),
             (timm.scheduler, "create_scheduler_v2", create_scheduler),
-            (
-                timm.data,
-                "create_naflex_loader",
-                functools.partial(refuse, "--naflex-loader: the gate takes no patches"),
-            ),
+            (timm.data, "create_naflex_loader", functools.partial(refuse, "--naflex-loader")),
             *((timm.task, name, functools.partial(refuse, "--kd-model-name")) for name in DISTILLATION),
             (sys, "argv", [args.script, *others]),
         ):

@@ -37,11 +37,12 @@ class Attachment:
     ) -> None:
         self.loop, self.model, self.inner, self.mechanism = loop, model, inner, inner.mechanism
         self.is_in_step = False
-        counted = next((parameter for parameter in inner.parameters() if parameter.requires_grad), None)
+        moved = _held(optimizers)
+        counted = next((id(parameter) for parameter in inner.parameters() if id(parameter) in moved), None)
         self._handles: list[Any] = [_ProjectedUpdate(average) for average in averages]
         for optimizer in optimizers:
             held = _held([optimizer])
-            self._hook(optimizer, counts=counted is None or id(counted) in held, learns=bool(held & _ids(_own(inner))))
+            self._hook(optimizer, counts=counted is None or counted in held, learns=bool(held & _ids(_own(inner))))
 
     def _hook(self, optimizer: Optimizer, *, counts: bool, learns: bool) -> None:
         """Register the hooks; ``counts``: its steps are the loop's; ``learns``: it moves the mechanism."""
@@ -140,7 +141,7 @@ def bare_optimizers(given: Any) -> list[Optimizer]:
     bare = []
     for optimizer in given if isinstance(given, (list, tuple)) else [given]:
         inner = optimizer
-        while isinstance(getattr(inner, "optimizer", None), Optimizer):
+        while hasattr(inner, "param_groups") and isinstance(getattr(inner, "optimizer", None), Optimizer):
             inner = inner.optimizer
         if not isinstance(inner, Optimizer):
             raise TypeError(

@@ -162,7 +162,7 @@ class TrainingMixin:
                 frozen, or DistributedDataParallel does not know it. ``optimizer.step()`` raises it if the schedule asks
                 for the gated path and no gradient reaches the mechanism, or the classifier was reset.
         """
-        inner, optimizers = _inner(model), bare_optimizers(optimizer)
+        optimizers, inner = bare_optimizers(optimizer), _inner(model)
         check_replicas(model, inner)
         check_optimizers(optimizers, inner, frozen=frozen)
         return Attachment(self, model, inner, optimizers, averages)
@@ -212,7 +212,8 @@ def _inner(model: nn.Module) -> DifferentiatedModel:
     if hasattr(inner, "get_base_model"):  # peft
         inner = inner.get_base_model()
     if not isinstance(inner, DifferentiatedModel):
-        inside = [name for name, module in inner.named_modules() if isinstance(module, DifferentiatedModel)]
+        parts = inner.named_modules() if isinstance(inner, nn.Module) else ()
+        inside = [name for name, module in parts if isinstance(module, DifferentiatedModel)]
         remedy = f"pass the one in it, .{inside[0]}." if inside else "call differentiate() first."
         raise TypeError(f"expected a differentiated model, but found {type(inner).__name__}; {remedy}")
     return inner

@@ -199,7 +199,7 @@ def _ranked(maps: Tensor, first: int, by: str) -> StrongestImages:
     largest = maps.flatten(2).max(dim=2)
     values = largest.values if by == "max" else maps.mean(dim=(2, 3))
     positions = torch.stack([largest.indices // width, largest.indices % width], dim=2).transpose(0, 1)
-    indices = torch.arange(first, first + len(maps)).expand(maps.shape[1], -1)
+    indices = torch.arange(first, first + len(maps), device=maps.device).expand(maps.shape[1], -1)
     return StrongestImages(indices, values.T, positions, (height, width))
 
 
@@ -207,7 +207,7 @@ def _merge(best: StrongestImages | None, more: StrongestImages, top: int) -> Str
     if best is None:
         filters = more.values.shape[0]
         nothing = more.values.new_full((filters, top), -torch.inf)
-        none = torch.full((filters, top), -1)
+        none = torch.full((filters, top), -1, device=nothing.device)
         best = StrongestImages(none, nothing, none[..., None].expand(-1, -1, 2), more.grid)
     if best.grid != more.grid:
         raise ValueError(f"all images must have one size, but there are maps of {best.grid} and of {more.grid}.")
