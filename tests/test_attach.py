@@ -231,6 +231,10 @@ class Wrapper(torch.optim.Optimizer):
     def __init__(self, optimizer):
         self.optimizer = optimizer
 
+    @property
+    def param_groups(self):
+        return self.optimizer.param_groups
+
     def step(self, closure=None):
         self.optimizer.step(closure)
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from timm.models._input import get_model_input_config
 from torch import nn
+from torch.nn.utils import prune
 
 import timm_csg
 
@@ -202,3 +203,26 @@ def test_there_are_seven_encoders():
 def test_model_in_distributed_data_parallel_is_refused_with_the_remedy(tiny_model, process_group, function):
     with pytest.raises(TypeError, match=r"DistributedDataParallel.*inner model, before wrapping"):
         function(nn.parallel.DistributedDataParallel(tiny_model))
+
+
+# Models that hold tensors which are neither parameters nor buffers
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "tiny_vit_5m_224", "efficientformer_l1", "efficientvit_m0"])
+def test_cached_attention_biases_do_not_hide_the_stage(name):
+    model = timm.create_model(name).eval()
+    expected = timm_csg.find_stage(model)
+    size = model.default_cfg["input_size"][1]
+    model(torch.rand(1, 3, size, size))  # fills the caches, with a graph
+    assert timm_csg.find_stage(model) == expected
+
+
+def test_tensors_among_a_modules_attributes_do_not_hide_the_stage(make_model):
+    model = make_model()
+    expected = timm_csg.find_stage(model)
+    prune.random_unstructured(model.layer4[0].conv1, "weight", 0.5)
+    model.layer4.left_over = {"activations": [torch.rand(1, 96, 5, 5), model.layer4[0].conv1.weight * 2]}
+    assert timm_csg.find_stage(model) == expected
+    kept = model.layer4.left_over["activations"][0]
+    assert type(kept) is torch.Tensor
+    assert kept.device.type == "cpu"

@@ -116,3 +116,19 @@ def test_trainer_example_learns_saves_and_resumes(run_example, tmp_path):
     assert run_example("hf_trainer", "--epochs", 2, "--output", tmp_path)["eval_accuracy"] > 0.3
     assert timm_csg.from_pretrained(tmp_path / "model").mechanism.gate.shape == (10, 96)
     assert run_example("hf_trainer", "--epochs", 3, "--resume", "--output", tmp_path)["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("switch", "found"),
+    [
+        (["--torchscript"], "cannot be trained with --torchscript; leave it out"),
+        (["--kd-model-name", "resnet18"], "cannot be trained with --kd-model-name; leave it out"),
+        (["--naflex-loader"], "cannot be trained with --naflex-loader; leave it out"),
+        (["--gp", ""], "does not pool; make it with pooling"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_switches_that_no_gate_can_follow_end_in_one_sentence(run_example, tmp_path, switch, found):
+    with pytest.raises(SystemExit, match=found):
+        timm_train(run_example, tmp_path, "--model", "test_vit", *switch)
+    assert not list(tmp_path.iterdir())

@@ -117,3 +117,40 @@ def test_distributed_strategy_takes_schedules_that_skip_a_path(make_model, loade
                 torch.distributed.destroy_process_group()
         trained.append(module.models[0].state_dict())
     torch.testing.assert_close(*trained)
+
+
+def averaging(kind):
+    callbacks = L.pytorch.callbacks
+    if kind == "swa":
+        return callbacks.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=2)
+    return callbacks.EMAWeightAveraging(decay=0.5) if kind == "ema" else callbacks.WeightAveraging()
+
+
+@pytest.mark.parametrize("kind", ["swa", "ema", "average"])
+def test_averages_of_lightnings_callbacks_are_projected_in_the_model_and_in_checkpoints(
+    model, loader, make_trainer, tmp_path, kind
+):
+    model.mechanism.config = timm_csg.CSGConfig(sparsity_weight=0.3)
+    module = Module(model)
+    make_trainer(max_epochs=4, callbacks=[averaging(kind)]).fit(module, loader)
+    gate = model.mechanism.gate
+    assert gate.min() < 1
+    torch.testing.assert_close(gate.amax(dim=0), torch.ones(96), rtol=0, atol=0)
+    (path,) = tmp_path.rglob("*.ckpt")
+    saved = torch.load(path, weights_only=False)["state_dict"]["models.0.mechanism.gate"]
+    torch.testing.assert_close(saved.amax(dim=0), torch.ones(96), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["ema", "average"])
+def test_averages_that_are_validated_are_projected(model, loader, make_trainer, kind):
+    peaks = []
+
+    class Validated(Module):
+        def validation_step(self, batch, batch_idx):
+            peaks.append(self.models[0].mechanism.gate.detach().amax(dim=0))
+
+    make_trainer(max_epochs=3, callbacks=[averaging(kind)], enable_checkpointing=False, num_sanity_val_steps=0).fit(
+        Validated(model), loader, loader
+    )
+    assert len(peaks) == 6
+    assert all(bool((peak == 1).all()) for peak in peaks)

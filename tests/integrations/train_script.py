@@ -4,10 +4,16 @@ import argparse
 from pathlib import Path
 
 import torch
+from timm.data import create_naflex_loader
 from timm.models import create_model
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.task import (
+    ClassificationTask,
+    LogitDistillationTask,
+    load_task_ema_checkpoint,
+    resume_task_checkpoint,
+)
 from timm.utils import CheckpointSaver
 
 
@@ -22,11 +28,21 @@ def main():
     parser.add_argument("--grad-accum-steps", type=int, default=1)
     parser.add_argument("--model-ema", action="store_true")
     parser.add_argument("--resume", default="")
+    parser.add_argument("--torchscript", action="store_true")
+    parser.add_argument("--kd-model-name")
+    parser.add_argument("--naflex-loader", action="store_true")
+    parser.add_argument("--gp")
     args = parser.parse_args()
 
     torch.manual_seed(42)
     loader = [(torch.rand(4, 3, 32, 32), torch.randint(args.num_classes, (4,))) for _ in range(5)]
-    model = create_model(args.model, pretrained=False, num_classes=args.num_classes)
+    model = create_model(
+        args.model, pretrained=False, num_classes=args.num_classes, global_pool=args.gp, scriptable=args.torchscript
+    )
+    if args.naflex_loader:
+        loader = create_naflex_loader(None)
+    if args.kd_model_name is not None:
+        LogitDistillationTask(student_model=model, teacher_model=args.kd_model_name)
     task = ClassificationTask(
         model=model, criterion=torch.nn.CrossEntropyLoss(), device=torch.device("cpu"), dtype=None, verbose=False
     )
