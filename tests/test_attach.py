@@ -349,6 +349,19 @@ def test_model_left_in_eval_mode_is_caught(model, images, targets):
         step(loop, model, optimizer, images, targets)
 
 
+@pytest.mark.parametrize("in_eval_mode", [False, True])
+def test_loops_that_project_by_hand_are_checked_too(model, images, targets, in_eval_mode):
+    loop, optimizer = make_loop(Joint()), sgd(model.parameters())
+    F.cross_entropy(model.train(not in_eval_mode)(images), targets).backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="eval mode" if in_eval_mode else "no gradient reached"):
+        loop.after_step(model)
+    optimizer.zero_grad()
+    loop.after_step(model)  # nothing can be seen any more
+    step(loop, model.train(), optimizer, images, targets)
+    loop.after_step(model)
+
+
 def test_gradients_may_come_from_a_closure(model, images, targets):
     loop, optimizer = make_loop(Joint()), sgd(model.parameters())
     loop.attach(optimizer, model)

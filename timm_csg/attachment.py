@@ -62,7 +62,7 @@ class Attachment:
 
         def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             if learns and not had_gradient:
-                self._check_gradient()
+                check_gradient(self.loop, self.inner)
             if not counts:
                 self.inner.project_()
                 return
@@ -92,25 +92,6 @@ class Attachment:
                 f"attached, which holds the old one; make a new optimizer, {_MAKE}, and attach that."
             )
 
-    def _check_gradient(self) -> None:
-        """Raise if the schedule asked for the gated path and no gradient came; after the step, closures run in it."""
-        path = self.loop.path
-        trains = any(isinstance(weight, Tensor) or weight for weight in self.mechanism.loss_weights().values())
-        if path == "standard" or not trains or not _own(self.inner) or _has_gradient(self.mechanism):
-            return
-        epoch, step = self.loop.progress.epoch, self.loop.progress.step
-        asked = f"the schedule asks for path {path!r} (epoch {epoch}, step {step})"
-        if not self.inner.training:
-            raise ValueError(
-                f"{asked}, but the model is in eval mode, in which only the standard path runs; call model.train() "
-                "before every epoch, and .eval() on single layers (BatchNorm) that shall not change."
-            )
-        raise ValueError(
-            f"{asked}, but no gradient reached {', '.join(_own(self.inner))}; back-propagate "
-            "loop.losses(model, images, targets, criterion)['loss'], since criterion(model(images), targets) is the "
-            "standard path alone."
-        )
-
 
 def attachments_of(loop: Any, inner: Any) -> list[Attachment]:
     """Those of a loop and a differentiated model whose optimizers are alive."""
@@ -118,18 +99,45 @@ def attachments_of(loop: Any, inner: Any) -> list[Attachment]:
     return [attachment for attachment in every if attachment.loop is loop and attachment.inner is inner]
 
 
-def check_not_attached(loop: Any, inner: Any) -> None:
-    """Raise if ``after_step`` is called by hand while ``attach`` has it called.
+def check_by_hand(loop: Any, inner: Any) -> None:
+    """Check a call of ``after_step``, unless it comes from an attachment, which has checked already.
 
     Raises:
-        ValueError: What to remove.
+        ValueError: If an optimizer is attached, too; or as ``check_gradient``.
     """
     own = attachments_of(loop, inner)
-    if own and not any(attachment.is_in_step for attachment in own):
+    if any(attachment.is_in_step for attachment in own):
+        return
+    if own:
         raise ValueError(
             "after_step() was called by hand, but an optimizer of this model is attached, which calls it after every "
             "step: each step would count twice. Leave out this call, or remove() what attach() returned."
         )
+    if _has_gradient(inner):  # else zero_grad() came first, and nothing can be seen
+        check_gradient(loop, inner)
+
+
+def check_gradient(loop: Any, inner: Any) -> None:
+    """Check after a step that the mechanism has a gradient if the schedule asked for the gated path.
+
+    Raises:
+        ValueError: If it has none, with the most likely reason.
+    """
+    path, mechanism = loop.path, inner.mechanism
+    trains = any(isinstance(weight, Tensor) or weight for weight in mechanism.loss_weights().values())
+    if path == "standard" or not trains or not _own(inner) or _has_gradient(mechanism):
+        return
+    asked = f"the schedule asks for path {path!r} (epoch {loop.progress.epoch}, step {loop.progress.step})"
+    if not inner.training:
+        raise ValueError(
+            f"{asked}, but the model is in eval mode, in which only the standard path runs; call model.train() "
+            "before every epoch, and .eval() on single layers (BatchNorm) that shall not change."
+        )
+    raise ValueError(
+        f"{asked}, but no gradient reached {', '.join(_own(inner))}; back-propagate "
+        "loop.losses(model, images, targets, criterion)['loss'], since criterion(model(images), targets) is the "
+        "standard path alone."
+    )
 
 
 def bare_optimizers(given: Any) -> list[Optimizer]:
@@ -240,8 +248,8 @@ def _held(optimizers: Iterable[Optimizer]) -> set[int]:
     return {id(parameter) for group in groups for parameter in group["params"]}
 
 
-def _has_gradient(mechanism: nn.Module) -> bool:
-    return any(parameter.grad is not None for parameter in mechanism.parameters())
+def _has_gradient(module: nn.Module) -> bool:
+    return any(parameter.grad is not None for parameter in module.parameters())
 
 
 def _warn_of_decay(optimizers: Iterable[Optimizer], own: dict[str, nn.Parameter]) -> None:

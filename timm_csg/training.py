@@ -12,7 +12,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.utils.model import unwrap_model
 from torch import Tensor, nn
 
-from timm_csg.attachment import Attachment, bare_optimizers, check_not_attached, check_optimizers, check_replicas
+from timm_csg.attachment import Attachment, bare_optimizers, check_by_hand, check_optimizers, check_replicas
 from timm_csg.checks import make_numbers_plain, plain_number
 from timm_csg.head import find_classifier
 from timm_csg.mechanisms.base import Mechanism
@@ -126,7 +126,7 @@ class TrainingMixin:
             ValueError: If ``attach`` does it already, or nobody has told the epoch and the schedule goes by epochs.
         """
         inner = _inner(model)
-        check_not_attached(self, inner)
+        check_by_hand(self, inner)
         self._check_schedule(inner.mechanism)
         inner.project_()
         self.progress = replace(self.progress, step=self.progress.step + 1)
