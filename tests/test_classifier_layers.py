@@ -132,6 +132,22 @@ def test_low_rank_classifier_gives_the_head_of_the_merged_one(make_model, images
     torch.testing.assert_close(found.losses["foreign"], expected.losses["foreign"], rtol=1e-4, atol=1e-5)
 
 
+def test_masking_a_classifier_that_is_more_than_its_weight_is_refused(make_model, images, targets):
+    model = timm_csg.differentiate(make_model(), mechanism="assigned")
+    model.project_()
+    model.fc = LowRank(model.fc)
+    loader = [(images, targets)]
+    calls = (model.project_, lambda: timm_csg.adapt(model, loader), lambda: timm_csg.assign_filters(model, loader))
+    for call in calls:
+        with pytest.raises(ValueError, match=r"is more than its weight \(LoRA.*mask_classifier=False"):
+            call()
+    model.fc = model.fc.merged()
+    model.project_()
+    free = timm_csg.differentiate(make_model(), mechanism="assigned", mask_classifier=False)
+    free.fc = LowRank(free.fc)
+    free.project_()
+
+
 def test_nothing_stale_is_kept_when_a_classifier_is_replaced(make_model):
     model = timm_csg.differentiate(make_model(), foreign_weight=0.1)
     assert model.head_kind == "linear"

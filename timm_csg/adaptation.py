@@ -71,6 +71,7 @@ def adapt(
             f"adapt() fits the classifier on a class's own filters, but {why}, so that there is no weight for each "
             "filter and class; fine-tune with assign_filters() instead."
         )
+    weight = head.own_weight()
     sums = no_sums(mechanism)
     seen: list[tuple[Tensor, Tensor]] = []
     for features, targets in features_of(inner, loader, amp_dtype=amp_dtype, progress=progress):
@@ -82,7 +83,7 @@ def adapt(
         raise ValueError("adapt() fits one class for each picture, but targets are multi-hot; fine-tune instead.")
     fit = fit_masked_classifier(inputs, targets, mechanism.assignment)
     with torch.no_grad():
-        head.weight.copy_(fit.weight)
+        weight.copy_(fit.weight)
         if head.bias is not None:
             head.bias.copy_(fit.bias)
     return Adaptation(assignment, fit.penalty, fit.held_out_accuracy)

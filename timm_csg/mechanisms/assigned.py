@@ -280,7 +280,7 @@ class AssignedFilters(Mechanism):
     def restart_classifier_(self, head: Head) -> None:
         """Set a classifier that is masked to 0, so that training makes its weights on own filters positive."""
         if head.weight is not None and self.config.mask_classifier:
-            head.weight.zero_()
+            head.own_weight().zero_()
             if head.bias is not None:
                 head.bias.zero_()
 
@@ -289,12 +289,7 @@ class AssignedFilters(Mechanism):
         """Keep scales positive, and the classifier on a class's own filters."""
         self.scale.clamp_(min=1e-3)
         if head is not None and head.weight is not None and self.config.mask_classifier:
-            if not head.is_plain:
-                raise ValueError(
-                    "the classifier cannot be masked, because it is more than its weights (LoRA, pruning, weight norm); "
-                    "merge or remove what was put on it, or differentiate with mask_classifier=False."
-                )
-            mask_classifier_(head.weight, self.assignment)
+            mask_classifier_(head.own_weight(), self.assignment)
 
     def is_feasible(self, head: Head | None = None) -> bool:
         """Whether scales are positive and the classifier is masked; before the assignment it need not be."""

@@ -27,8 +27,8 @@ class Head(NamedTuple):
         pooled: timm's ``forward_head(pre_logits=True)``, features → [batch, filters] where ``kind`` is ``"linear"``.
         weight: Classifier weight [classes, filters] where ``kind`` is ``"linear"`` or ``"normed"``, else None.
         bias: Classifier bias [classes] or None.
-        is_plain: Whether ``weight`` is the classifier's own, so that it can be changed in place; not so for LoRA and the
-            like, where it is only what the layer's function comes to.
+        is_plain: Whether ``weight`` is the classifier's own, so that it can be changed in place; not so for LoRA and
+            the like, where it is what the layer's function comes to.
         pools_by_mean: Whether ``pooled`` in eval mode, for ``"linear"``, is the mean over positions.
     """
 
@@ -39,6 +39,20 @@ class Head(NamedTuple):
     bias: Tensor | None
     pools_by_mean: bool = False
     is_plain: bool = True
+
+    def own_weight(self) -> Tensor:
+        """The classifier's weight, to be changed in place, where there is one for each class and filter.
+
+        Raises:
+            ValueError: If there is none, or it is not the classifier's own.
+        """
+        if self.weight is None or not self.is_plain:
+            why = "it is more than its weight (LoRA, pruning, weight norm)" if self.weight is not None else "has none"
+            raise ValueError(
+                f"the classifier's weight cannot be set, because {why}; merge or remove what was put on it, or "
+                "differentiate with mask_classifier=False."
+            )
+        return self.weight
 
 
 @dataclass(frozen=True, kw_only=True)
