@@ -47,12 +47,12 @@ class TwoParameters(Mechanism):
 
 @pytest.fixture
 def model(make_model):
-    return timm_csg.differentiate(make_model()).train()
+    return timm_csg.differentiate(make_model(), mechanism="csg").train()
 
 
 @pytest.fixture
 def two(make_model):
-    model = timm_csg.differentiate(make_model()).train()
+    model = timm_csg.differentiate(make_model(), mechanism="csg").train()
     model.mechanism = TwoParameters(96, 5, MechanismConfig())
     return model
 
@@ -79,8 +79,16 @@ def step(loop, model, optimizer, images, targets):
 def test_optimizer_from_before_differentiate_is_refused_with_the_remedy(make_model):
     model = make_model().train()
     optimizer = sgd(model.parameters())
-    timm_csg.differentiate(model)
+    timm_csg.differentiate(model, mechanism="csg")
     with pytest.raises(ValueError, match=r"lacks mechanism\.gate, which .* after differentiate\(\) .*param_groups"):
+        make_loop().attach(optimizer, model)
+
+
+def test_parameters_of_the_default_mechanism_are_named(make_model):
+    model = make_model().train()
+    optimizer = sgd(model.parameters())
+    timm_csg.differentiate(model)
+    with pytest.raises(ValueError, match=r"lacks mechanism\.scale, mechanism\.bias, which would never learn"):
         make_loop().attach(optimizer, model)
 
 
@@ -93,7 +101,7 @@ def test_parameters_of_other_mechanisms_are_named(two):
 def test_classifier_that_was_replaced_after_the_optimizer_is_named(make_model):
     model = make_model().train()
     optimizer = sgd(model.parameters())
-    timm_csg.differentiate(model, num_classes=7)
+    timm_csg.differentiate(model, 7, mechanism="csg")
     optimizer.add_param_group({"params": list(model.mechanism.parameters())})
     with pytest.raises(ValueError, match=r"lacks fc\.weight, fc\.bias, which"):
         make_loop().attach(optimizer, model)
@@ -191,7 +199,7 @@ def test_another_loop_takes_the_optimizer_over(model, images, targets):
 
 
 def test_one_optimizer_of_two_models_serves_both(make_model, images, targets):
-    models = [timm_csg.differentiate(make_model()).train() for _ in range(2)]
+    models = [timm_csg.differentiate(make_model(), mechanism="csg").train() for _ in range(2)]
     optimizer = sgd([parameter for model in models for parameter in model.parameters()])
     loops = [make_loop(Joint()) for _ in models]
     for loop, model in zip(loops, models, strict=True):
@@ -303,7 +311,7 @@ def group(tmp_path):
 
 def test_wrapping_before_differentiating_is_refused(group, make_model, images, targets):
     wrapped = nn.parallel.DistributedDataParallel(make_model().train())
-    model = timm_csg.differentiate(wrapped.module)
+    model = timm_csg.differentiate(wrapped.module, mechanism="csg")
     for call in (
         lambda: make_loop().attach(sgd(model.parameters()), wrapped),
         lambda: make_loop().losses(wrapped, images, targets, F.cross_entropy),
@@ -378,7 +386,7 @@ def test_gradients_may_come_from_a_closure(model, images, targets):
 
 
 def test_mechanism_that_is_only_measured_needs_no_gradient(make_model, images, targets):
-    model = timm_csg.differentiate(make_model(), gated_weight=0.0, sparsity_weight=0.0).train()
+    model = timm_csg.differentiate(make_model(), mechanism="csg", gated_weight=0.0, sparsity_weight=0.0).train()
     loop, optimizer = make_loop(Joint()), sgd(model.parameters())
     loop.attach(optimizer, model)
     F.cross_entropy(model(images), targets).backward()
@@ -439,7 +447,7 @@ def make_averages(model):
 
 @pytest.mark.parametrize("name", ["ema", "swa", "torch_ema"])
 def test_averages_are_projected_after_every_update(make_model, images, targets, name, caplog):
-    model = timm_csg.differentiate(make_model(), sparsity_weight=0.1).train()
+    model = timm_csg.differentiate(make_model(), mechanism="csg", sparsity_weight=0.1).train()
     optimizer, loop = sgd(model.parameters(), lr=0.5), make_loop(Joint())
     average = make_averages(model)[name]
     with caplog.at_level(logging.WARNING):
@@ -471,9 +479,23 @@ def test_projected_average_can_be_copied_and_saved(model, images, targets):
     torch.save(average.state_dict(), io.BytesIO())
 
 
+def test_masked_classifiers_of_averages_stay_masked_when_the_assignment_changes(make_model, images, targets):
+    model = timm_csg.differentiate(make_model(), mechanism="assigned").train()
+    average, loop, optimizer = ModelEmaV3(model, decay=0.5), make_loop(Joint()), sgd(model.parameters())
+    loop.attach(optimizer, model, averages=[average])
+    assignment = model.mechanism.assignment.clone()
+    for shift in range(3):
+        mechanism = model.mechanism
+        mechanism.assign_(assignment.roll(shift, 0), torch.zeros(96), torch.ones(96))
+        step(loop, model, optimizer, images, targets)
+        average.update(model)
+        averaged = average.module
+        assert not averaged.fc.weight[~averaged.mechanism.assignment].any()
+
+
 def test_average_of_a_plain_model_is_refused(make_model):
     plain = make_model().train()
     average = ModelEmaV3(plain)
-    model = timm_csg.differentiate(plain)
+    model = timm_csg.differentiate(plain, mechanism="csg")
     with pytest.raises(TypeError, match=r"made after differentiate\(\).*found ModelEmaV3 of ResNet"):
         make_loop().attach(sgd(model.parameters()), model, averages=[average])

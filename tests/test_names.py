@@ -12,9 +12,11 @@ from timm_csg import Alternating, explain
     ("options", "found"),
     [
         ({"mechanism": "icn"}, "Did you mean 'icnn'?"),
+        ({"mechanism": "asigned"}, "Did you mean 'assigned'?"),
+        ({"solo_weigth": 0.1}, "Did you mean 'solo_weight'?"),
         ({"mechanism": "chian"}, "Did you mean 'chain'?"),
-        ({"sparsty_weight": 0.1}, "Did you mean 'sparsity_weight'?"),
-        ({"sparsity_norm": "smoothl1"}, "Did you mean 'smooth_l1'?"),
+        ({"mechanism": "csg", "sparsty_weight": 0.1}, "Did you mean 'sparsity_weight'?"),
+        ({"mechanism": "csg", "sparsity_norm": "smoothl1"}, "Did you mean 'smooth_l1'?"),
         ({"mechanism": "icnn", "variant": "papr"}, "Did you mean 'paper'?"),
         ({"mechanism": "icnn", "extra_conv": "depth-wise"}, "Did you mean 'depthwise'?"),
     ],

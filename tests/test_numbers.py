@@ -48,7 +48,7 @@ def test_configs_hold_plain_numbers(found, expected):
 
 def test_configs_train(make_model, images, targets):
     options = {"sparsity_weight": np.float32(0.02), "initial_gate": np.float64(0.25), "gated_weight": np.float32(0.5)}
-    model = timm_csg.differentiate(make_model(), np.int64(5), **options).train()
+    model = timm_csg.differentiate(make_model(), np.int64(5), mechanism="csg", **options).train()
     loop = TrainingMixin()
     loop.schedule = Joint()
     optimizer = torch.optim.SGD(timm_csg.param_groups(model, lr=np.float32(0.1), gate_lr=np.int64(1)), lr=0.1)
@@ -69,12 +69,14 @@ def test_numbers_of_classes_may_be_numpys(tmp_path):
 
 
 def test_steps_per_epoch_may_be_numpys(make_model):
-    task = DifferentiationTask(timm_csg.differentiate(make_model()), steps_per_epoch=np.int64(3), verbose=False)
+    task = DifferentiationTask(
+        timm_csg.differentiate(make_model(), mechanism="csg"), steps_per_epoch=np.int64(3), verbose=False
+    )
     assert type(task.steps_per_epoch) is int
 
 
 def test_counts_of_explanations_and_metrics_may_be_numpys(make_model, images, targets):
-    model, three = timm_csg.differentiate(make_model()), np.int64(3)
+    model, three = timm_csg.differentiate(make_model(), mechanism="csg"), np.int64(3)
     assert explain.class_filters(model, images, top=three).filters.shape == (3, 3)
     assert len(explain.explain_prediction(model, images, top=three)[0].filters) == 3
     assert explain.strongest_images(model, [images], [0, 1], top=three).indices.shape == (2, 3)

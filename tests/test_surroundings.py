@@ -14,7 +14,9 @@ import timm_csg
 from timm_csg import Joint, TrainingMixin, explain
 
 MECHANISMS = [
-    {"mechanism": "csg", "foreign_weight": 0.1},
+    {"mechanism": "csg"},
+    {"mechanism": "assigned"},
+    {"mechanism": "assigned", "gated_weight": 1.0},
     {"mechanism": "icnn"},
     {"mechanism": "icnn", "variant": "released", "extra_conv": "full"},
     {"mechanism": "icnn", "gradient": "paper"},
@@ -85,7 +87,7 @@ def test_default_device_does_not_move_a_model(make_model, images, targets, defau
 
 
 def test_default_device_does_not_move_explanations(make_model, images, default_device):
-    model = timm_csg.differentiate(make_model())
+    model = timm_csg.differentiate(make_model(), mechanism="csg")
     default_device("meta")
     assert explain.explain_prediction(model, images)[0].standard.exact
     assert explain.strongest_images(model, [images], [0, 1], top=4).indices.device.type == "cpu"
@@ -94,7 +96,7 @@ def test_default_device_does_not_move_explanations(make_model, images, default_d
 
 
 def test_label_gate_gives_gradients_per_picture_under_vmap(make_model, images, targets):
-    model = timm_csg.differentiate(make_model(), sparsity_weight=0.0)
+    model = timm_csg.differentiate(make_model(), mechanism="csg", sparsity_weight=0.0)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
 
     def loss(gate, image, target):
@@ -116,7 +118,7 @@ def test_heads_without_pooling_are_refused_with_the_remedy(name, device):
     with torch.device(device):
         model = timm.create_model(name, num_classes=5, global_pool="")
     with pytest.raises(ValueError, match=r"logits of shape .* does not pool; .*global_pool='avg'"):
-        timm_csg.differentiate(model)
+        timm_csg.differentiate(model, mechanism="csg")
     assert not timm_csg.is_differentiated(model)
 
 
@@ -130,7 +132,7 @@ def test_head_that_takes_no_small_map_is_checked_at_its_first_batch(make_model, 
             return self.fc(x.permute(0, 2, 3, 1))
 
     model.__class__ = Odd
-    model = timm_csg.differentiate(model)
+    model = timm_csg.differentiate(model, mechanism="csg")
     with pytest.raises(ValueError, match="does not pool"):
         model(images, targets)
 
@@ -138,7 +140,7 @@ def test_head_that_takes_no_small_map_is_checked_at_its_first_batch(make_model, 
 @pytest.mark.parametrize("paths", [("standard",), ("gated",), ("standard", "gated")])
 def test_distilled_training_mode_is_refused_with_the_remedy(paths):
     model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3, img_size=32, depth=1)
-    model = timm_csg.differentiate(model).train()
+    model = timm_csg.differentiate(model, mechanism="csg").train()
     images, targets = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
     model.set_distilled_training(True)
     with pytest.raises(ValueError, match=r"gives a tuple .*set_distilled_training\(False\)"):
@@ -172,7 +174,7 @@ def patches():
 
 def test_patch_dictionaries_pass_through_as_in_plain_timm(naflex, patches):
     expected = naflex(patches)
-    model = timm_csg.differentiate(naflex)
+    model = timm_csg.differentiate(naflex, mechanism="csg")
     named = {**patches, "x": patches["patches"]}
     del named["patches"]
     assert torch.equal(model(patches), expected)
@@ -182,7 +184,7 @@ def test_patch_dictionaries_pass_through_as_in_plain_timm(naflex, patches):
 
 
 def test_gated_path_of_patch_dictionaries_is_refused_in_one_sentence(naflex, patches):
-    model, targets = timm_csg.differentiate(naflex), torch.tensor([0, 1])
+    model, targets = timm_csg.differentiate(naflex, mechanism="csg"), torch.tensor([0, 1])
     assert model(torch.rand(2, 3, 32, 32), targets).shape == (2, 3)
     for call in (
         lambda: model(patches, targets),
@@ -195,7 +197,7 @@ def test_gated_path_of_patch_dictionaries_is_refused_in_one_sentence(naflex, pat
 
 def test_paths_may_not_be_a_single_name(make_model, images):
     with pytest.raises(ValueError, match="paths must name one or both"):
-        timm_csg.differentiate(make_model())(images, paths="standard")
+        timm_csg.differentiate(make_model(), mechanism="csg")(images, paths="standard")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -213,7 +215,7 @@ def test_onnx_exporters_of_torchscript_and_timm_take_the_model(make_model, image
 
 def test_checkpoint_saver_without_args_writes_the_arch_of_plain_timm(make_model, tmp_path):
     model = make_model()
-    timm_csg.differentiate(model)
+    timm_csg.differentiate(model, mechanism="csg")
     saver = CheckpointSaver(model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint_dir=str(tmp_path))
     saver.save_checkpoint(0)
     assert torch.load(tmp_path / "last.pth.tar", weights_only=True)["arch"] == "resnet"

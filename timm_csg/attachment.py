@@ -113,19 +113,21 @@ def check_by_hand(loop: Any, inner: Any) -> None:
             "after_step() was called by hand, but an optimizer of this model is attached, which calls it after every "
             "step: each step would count twice. Leave out this call, or remove() what attach() returned."
         )
-    if _has_gradient(inner):  # else zero_grad() came first, and nothing can be seen
-        check_gradient(loop, inner)
+    check_gradient(loop, inner)
 
 
 def check_gradient(loop: Any, inner: Any) -> None:
     """Check after a step that the mechanism has a gradient if the schedule asked for the gated path.
+
+    Where no parameter at all has one nothing can be said: ``zero_grad()`` came first, or a host steps without training
+    (Lightning's ``StochasticWeightAveraging`` does, to bring batch norms up to date).
 
     Raises:
         ValueError: If it has none, with the most likely reason.
     """
     path, mechanism = loop.path, inner.mechanism
     trains = any(isinstance(weight, Tensor) or weight for weight in mechanism.loss_weights().values())
-    if path == "standard" or not trains or not _own(inner) or _has_gradient(mechanism):
+    if path == "standard" or not trains or not _own(inner) or _has_gradient(mechanism) or not _has_gradient(inner):
         return
     asked = f"the schedule asks for path {path!r} (epoch {loop.progress.epoch}, step {loop.progress.step})"
     if not inner.training:

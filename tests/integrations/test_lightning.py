@@ -141,6 +141,13 @@ def test_averages_of_lightnings_callbacks_are_projected_in_the_model_and_in_chec
     torch.testing.assert_close(saved.amax(dim=0), torch.ones(96), rtol=0, atol=0)
 
 
+def test_last_epoch_of_stochastic_weight_averaging_trains_nothing_and_is_let_pass(make_model, loader, make_trainer):
+    model = timm_csg.differentiate(make_model(), mechanism="assigned").train()
+    swa = L.pytorch.callbacks.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1)
+    make_trainer(max_epochs=3, callbacks=[swa], enable_checkpointing=False).fit(Module(model), loader)
+    assert not model.fc.weight[~model.mechanism.assignment].any()
+
+
 @pytest.mark.parametrize("kind", ["ema", "average"])
 def test_averages_that_are_validated_are_projected(model, loader, make_trainer, kind):
     peaks = []
