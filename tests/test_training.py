@@ -18,7 +18,7 @@ STEPS = Alternating(period=2, gated=1, unit="step")
 
 @pytest.fixture
 def model(tiny_model):
-    return timm_csg.differentiate(tiny_model).train()
+    return timm_csg.differentiate(tiny_model, mechanism="csg").train()
 
 
 def make_loop(schedule):
@@ -50,7 +50,7 @@ def test_losses_are_those_of_the_path(model, images, targets, schedule, names):
 
 
 def test_loss_is_the_weighted_sum_of_its_parts(make_model, images, targets):
-    model = timm_csg.differentiate(make_model(), gated_weight=0.3, sparsity_weight=0.02).train()
+    model = timm_csg.differentiate(make_model(), mechanism="csg", gated_weight=0.3, sparsity_weight=0.02).train()
     losses = make_loop(Joint()).losses(model, images, targets, F.cross_entropy)
     expected = losses["standard"] + 0.3 * losses["gated"] + 0.02 * losses["sparsity"]
     torch.testing.assert_close(losses["loss"].detach(), expected)
@@ -95,15 +95,15 @@ def test_both_paths_take_one_backbone_pass_each_step(model, images, targets, mon
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("gating", ["label", "competitive"])
-def test_soft_targets_of_timms_mixup_train_both_paths(make_model, images, gating):
-    model = timm_csg.differentiate(make_model(), gating=gating).train()
+@pytest.mark.parametrize("mechanism", ["csg", "assigned"])
+def test_soft_targets_of_timms_mixup_train_both_paths(make_model, images, mechanism):
+    model = timm_csg.differentiate(make_model(), mechanism=mechanism).train()
     mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=5)
     mixed, soft = mixup(images.repeat(2, 1, 1, 1)[:4], torch.tensor([0, 1, 2, 3]))
     losses = make_loop(Joint()).losses(model, mixed, soft, SoftTargetCrossEntropy())
     losses["loss"].backward()
     assert losses["loss"].isfinite()
-    assert model.mechanism.gate.grad.abs().sum() > 0
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.mechanism.parameters())
 
 
 def test_multi_hot_targets_train_with_a_binary_loss(model, images):
@@ -161,7 +161,7 @@ def test_paths_alternate_by_optimizer_step_not_by_micro_batch(model, images, tar
 
 
 def test_accumulated_gate_gradient_is_the_sum_of_its_micro_batches(make_model, images, targets):
-    model = timm_csg.differentiate(make_model(), sparsity_weight=0.0)
+    model = timm_csg.differentiate(make_model(), mechanism="csg", sparsity_weight=0.0)
     for module in model.modules():
         module.training = isinstance(
             module, timm_csg.DifferentiatedModel
@@ -224,7 +224,7 @@ def test_detached_loop_neither_projects_nor_counts(model, images, targets):
 
 
 def test_after_step_by_hand_does_what_attach_does(make_model, images, targets):
-    models = [timm_csg.differentiate(make_model()).train() for _ in range(2)]
+    models = [timm_csg.differentiate(make_model(), mechanism="csg").train() for _ in range(2)]
     for attached, model in zip((True, False), models, strict=True):
         loop = make_loop(Joint())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -268,7 +268,7 @@ def test_standard_steps_do_not_move_the_gate(model, images, targets, set_to_none
 
 
 def test_standard_steps_leave_the_rest_as_plain_training_does(make_model, images, targets):
-    plain, model = make_model().train(), timm_csg.differentiate(make_model()).train()
+    plain, model = make_model().train(), timm_csg.differentiate(make_model(), mechanism="csg").train()
     loop = make_loop(Alternating(gated=0))
     for each, attach in ((plain, False), (model, True)):
         optimizer = torch.optim.SGD(each.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
@@ -328,7 +328,7 @@ def test_weight_decay_on_the_gate_is_warned_about(model, caplog):
 
 def test_training_resumes_bit_equal(make_model, images, targets, tmp_path):
     def start():
-        model = timm_csg.differentiate(make_model()).train()
+        model = timm_csg.differentiate(make_model(), mechanism="csg").train()
         optimizer = torch.optim.SGD(param_groups(model, lr=0.05), momentum=0.9)
         loop = make_loop(STEPS)
         loop.attach(optimizer, model)

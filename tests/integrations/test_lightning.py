@@ -28,7 +28,7 @@ class Module(LightningTrainingMixin, L.LightningModule):
 
 @pytest.fixture
 def model(make_model):
-    return timm_csg.differentiate(make_model(), sparsity_weight=0.05).train()
+    return timm_csg.differentiate(make_model(), mechanism="csg", sparsity_weight=0.05).train()
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_gradient_clipping_of_lightning_does_not_get_in_the_way(model, loader, m
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_module_must_hold_exactly_one_differentiated_model(make_model, loader, make_trainer, count):
-    models = [timm_csg.differentiate(make_model()).train() for _ in range(count)] or [make_model()]
+    models = [timm_csg.differentiate(make_model(), mechanism="csg").train() for _ in range(count)] or [make_model()]
     with pytest.raises(TypeError, match=f"one differentiated model among the attributes of Module, but found {count}"):
         make_trainer(max_epochs=1, enable_checkpointing=False).fit(Module(*models), loader)
 
@@ -94,7 +94,7 @@ def test_loading_for_inference_does_not_ask_for_the_schedule_but_training_does(m
         schedule = Alternating()
 
         def __init__(self):
-            super().__init__(timm_csg.differentiate(timm_csg.undifferentiate(model)))
+            super().__init__(timm_csg.differentiate(timm_csg.undifferentiate(model), mechanism="csg"))
 
     trained = model.mechanism.gate.detach().clone()
     loaded = Other.load_from_checkpoint(tmp_path / "last.ckpt")
@@ -107,7 +107,7 @@ def test_loading_for_inference_does_not_ask_for_the_schedule_but_training_does(m
 def test_distributed_strategy_takes_schedules_that_skip_a_path(make_model, loader, make_trainer):
     trained = []
     for strategy in ("auto", "ddp_find_unused_parameters_true"):
-        module = Module(timm_csg.differentiate(make_model()).train())
+        module = Module(timm_csg.differentiate(make_model(), mechanism="csg").train())
         module.schedule = Alternating(period=2, gated=1, unit="step")
         options = {"strategy": strategy, "use_distributed_sampler": False, "enable_checkpointing": False}
         try:

@@ -24,7 +24,7 @@ STEPS = Alternating(period=2, gated=1, unit="step")
 @pytest.fixture
 def make_task(make_model):
     def make(schedule=None, name="test_resnet", steps_per_epoch=None, **options):
-        model = timm_csg.differentiate(make_model(name), **options).train()
+        model = timm_csg.differentiate(make_model(name), **{"mechanism": "csg", **options}).train()
         return DifferentiationTask(model, schedule=schedule, steps_per_epoch=steps_per_epoch, verbose=False)
 
     return make
@@ -72,7 +72,7 @@ def test_task_is_timms_and_returns_the_losses_of_the_mixin(make_task, images, ta
 
 
 def test_criterion_kwargs_are_timms(make_model, images, targets):
-    model = timm_csg.differentiate(make_model()).train()
+    model = timm_csg.differentiate(make_model(), mechanism="csg").train()
     task = DifferentiationTask(model, schedule=Alternating(gated=0), criterion_kwargs={"smoothing": 0.1}, verbose=False)
     result = task(images, targets)
     expected = F.cross_entropy(result["output"], targets, label_smoothing=0.1)
@@ -83,11 +83,11 @@ def test_class_can_carry_the_schedule(make_model):
     class Task(DifferentiationTask):
         schedule = Joint()
 
-    assert Task(timm_csg.differentiate(make_model()), verbose=False).path == "both"
+    assert Task(timm_csg.differentiate(make_model(), mechanism="csg"), verbose=False).path == "both"
 
 
 def test_plain_wrapped_and_compiled_models_are_refused_with_the_remedy(make_model):
-    for model in (make_model(), torch.compile(timm_csg.differentiate(make_model()), backend="eager")):
+    for model in (make_model(), torch.compile(timm_csg.differentiate(make_model(), mechanism="csg"), backend="eager")):
         with pytest.raises(TypeError, match=r"call differentiate\(\) first"):
             DifferentiationTask(model)
 
