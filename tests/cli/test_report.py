@@ -59,7 +59,7 @@ def test_standard_model_of_a_run_gets_a_report_without_reference(run, tmp_path):
     assert main(["report", str(run / "standard" / "model"), "--output", str(path)]) == 0
     text = path.read_text(encoding="utf-8")
     assert "standard model:" not in text
-    assert "Nothing in its training gave the filters an owner" in text
+    assert "Training did not give the filters owners" in text
 
 
 def test_folder_of_pictures_names_the_classes_and_needs_no_training_split(pictures, tmp_path):

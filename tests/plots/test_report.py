@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import html
+import io
 import json
 import re
 import sys
@@ -11,13 +12,15 @@ from html.parser import HTMLParser
 import pytest
 import timm
 import torch
+from PIL import Image
 from plots.colours import CLASS_NAMES, batches, coloured
 
 import timm_csg
 from timm_csg import explain, metrics
 from timm_csg.plots import report
 from timm_csg.plots.report.book import Limits, make_book, place_in_words
-from timm_csg.plots.report.findings import find_out
+from timm_csg.plots.report.facts import filter_facts
+from timm_csg.plots.report.findings import Numbers, find_out
 from timm_csg.plots.report.pictures import Pictures, displayable, fetch_images
 
 
@@ -71,23 +74,25 @@ def test_numbers_are_those_of_the_metrics(text, trained, loader):
     mutual = metrics.mutual_information(seen.features, seen.targets, 4)
     gate = model.mechanism.class_filter_matrix()
     ablation = metrics.ablate(model, loader, metrics.owners(gate), 4)
+    score = float(metrics.mutual_information_score(mutual))
+    bound = float(metrics.mutual_information_bound(seen.targets, 4).max())
     words = visible(text)
     expected = [
-        f"Right answers {metrics.accuracy(seen.logits, seen.targets):.1%}",
-        f"Right answers from owned filters only {metrics.accuracy(seen.gated_logits, seen.targets):.1%}",
-        f"Classes that a filter works for {float(gate.sum(dim=0).mean()):.2f}",
+        f"Correct answers {metrics.accuracy(seen.logits, seen.targets):.1%}",
+        f"Correct answers from own filters only {metrics.accuracy(seen.gated_logits, seen.targets):.1%}",
+        f"Classes per filter {float(gate.sum(dim=0).mean()):.2f}",
         f"(gate density {float(metrics.gate_density(gate)):.3f})",
-        f"Trained owner is the measured one {float(metrics.owner_agreement(gate, mutual)):.1%}",
+        f"Trained owner matches measured owner {float(metrics.owner_agreement(gate, mutual)):.1%}",
         f"A class without its own filters {ablation.own:.1%}",
-        f"the other classes get {ablation.others:.1%} right",
-        f"What one filter knows {float(metrics.mutual_information_score(mutual)):.3f} nats",
-        f"close to {float(metrics.mutual_information_bound(seen.targets, 4).max()):.3f} nats",
+        f"Meanwhile {ablation.others:.1%} of the other classes' images are recognised",
+        f"Information per filter {score / bound:.1%}",
+        f"({score:.3f} of {bound:.3f} nats of mutual information)",
     ]
     theirs = metrics.collect(standard, loader)
     their_mutual = metrics.mutual_information(theirs.features, theirs.targets, 4)
     expected += [
         f"standard model: {metrics.accuracy(theirs.logits, theirs.targets):.1%}",
-        f"standard model: {float(metrics.mutual_information_score(their_mutual)):.3f} nats",
+        f"standard model: {float(metrics.mutual_information_score(their_mutual)) / bound:.1%}",
     ]
     assert [phrase for phrase in expected if phrase not in words] == []
 
@@ -104,6 +109,69 @@ def test_tables_and_script_hold_the_matrices(text, trained, loader):
     table = re.search(r"<summary>Gate as a table</summary>.*?<tbody>(.*?)</tbody>", text, re.DOTALL)[1]
     rows = [[float(value) for value in re.findall(r"<td>([\d.]+)", row)] for row in table.split("</tr>")[:-1]]
     assert torch.allclose(torch.tensor(rows), gate.T, atol=0.005001)
+
+
+def test_both_matrices_keep_the_order_of_the_gate(text, trained, loader):
+    findings = find_out(trained[0], loader)
+    gate, mutual = findings.gate, findings.mutual
+    expected = sorted(
+        range(24), key=lambda index: (int(gate[:, index].argmax()), -gate[:, index].max(), -mutual[:, index].max())
+    )
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text)[1])
+    assert data["order"] == expected
+    assert sorted(mutual.argmax(dim=0)[expected].tolist()) != mutual.argmax(dim=0)[expected].tolist()
+    pictures = re.findall(r'class="still" src="data:image/png;base64,([^"]+)"', text)
+    for picture, matrix in zip(pictures, (gate, mutual), strict=True):
+        drawn = Image.open(io.BytesIO(base64.b64decode(picture))).getchannel("A")
+        scale = 255 if matrix is gate else 255 / float(mutual.max())
+        opacity = (matrix[:, expected].float() * scale).round().long()
+        assert torch.tensor(list(drawn.getdata())).view(4, 24).sub(opacity).abs().max() <= 1
+
+
+def test_explained_image_says_what_shown_and_own_filters_contribute(trained, loader, tmp_path):
+    model = trained[0]
+    findings = find_out(model, loader)
+    book = make_book(model, loader, findings, CLASS_NAMES, "", None, Limits())
+    words = visible(report(model, loader, tmp_path / "report.html").read_text(encoding="utf-8"))
+    for answer in book.answers.values():
+        shown = [found.share for found in answer.evidence.filters if found.contribution > 0]
+        name, owned = answer.predicted, int((findings.owners == answer.predicted).sum())
+        expected = (
+            f"gives “{name}” a probability of {answer.confidence:.1%}. The {len(shown)} filters below contribute "
+            f"{sum(shown):.1%} of the evidence for it"
+        )
+        together = f"; all {owned} filters owned by “{name}” together, {answer.evidence.owned_share:.1%}."
+        assert expected + (together if owned else f". No filter is owned by “{name}”.") in words
+
+
+def test_filter_that_falls_silent_for_a_class_says_so(trained, loader):
+    findings = find_out(trained[0], loader)
+    label, other = int(findings.mutual[:, 5].argmax()), findings.responses[:, 5].clone()
+    other[label] = other.min() - 1
+    findings.responses[:, 5] = other
+    assert filter_facts(findings, 5).by_silence
+    findings.responses[label, 5] = other.max() + 1
+    assert not filter_facts(findings, 5).by_silence
+
+
+@pytest.mark.parametrize(
+    ("classes", "filters", "density", "agreement", "holds"),
+    [
+        (10, 96, 0.11, 0.9, True),
+        (10, 96, 0.11, 0.12, False),  # no better than owners dealt out at random
+        (10, 96, 0.9, 0.9, False),  # every filter works for nine classes
+        (2, 64, 0.95, 0.9, False),  # both classes
+        (2, 64, 0.55, 0.9, True),
+        (3, 64, None, 0.9, True),  # a category for each filter
+    ],
+)
+def test_owners_hold_if_few_and_better_than_chance(classes, filters, density, agreement, holds):
+    numbers = Numbers(
+        images=100, classes=classes, filters=filters, accuracy=0.9, gated_accuracy=None,
+        mutual_information_score=0.1, mutual_information_bound=0.3, gate_density=density, owner_agreement=agreement,
+        chance_agreement=1 / classes, strongest_of_owner=0.5, class_without_its_filters=None, other_classes=None,
+    )  # fmt: skip
+    assert numbers.owners_hold is holds
 
 
 def test_strongest_images_are_those_of_explain(trained, loader):
@@ -183,15 +251,15 @@ def test_same_input_gives_the_same_bytes(report_file, trained, loader, tmp_path)
 
 def test_plain_model_gets_owners_by_mutual_information(trained, loader, tmp_path):
     words = visible(report(trained[1], loader, tmp_path / "plain.html").read_text(encoding="utf-8"))
-    assert "Nothing in its training gave the filters an owner" in words
+    assert "Training did not give the filters owners" in words
     assert "Owners by mutual information" in words
-    assert "Right answers from owned filters only" not in words
+    assert "Correct answers from own filters only" not in words
 
 
 def test_model_with_label_gate_is_not_credited_with_labels(make_model, loader, tmp_path):
     model = timm_csg.differentiate(make_model(num_classes=4), gating="label")
     words = visible(report(model, loader, tmp_path / "label.html").read_text(encoding="utf-8"))
-    assert "Right answers from owned filters only" not in words
+    assert "Correct answers from own filters only" not in words
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_mambaout"])
@@ -208,7 +276,11 @@ def test_large_model_is_shown_in_part_and_says_so(tmp_path):
     images, targets = torch.rand(140, 3, 32, 32), torch.arange(140) % 130
     text = report(model, batches(images, targets, 70), tmp_path / "large.html").read_text(encoding="utf-8")
     assert text.count('class="page" id="class-') == 100
-    assert "30 classes more are in the numbers" in visible(text)
+    assert "The 100 classes with the most images have a page and are drawn; the other 30 count" in visible(text)
+    assert text.count('class="card"') == 24
+    table = re.search(r'id="class-table".*?<tbody>(.*?)</tbody>', text, re.DOTALL)[1]
+    assert table.count("<tr>") == 130
+    assert Outline(text).faults == []
 
 
 def test_filters_shown_are_the_best_of_each_class_in_turn(trained, loader):
@@ -310,7 +382,8 @@ def test_places_have_names(cell, words):
 def test_open_gate_is_not_called_ownership(make_model, loader, tmp_path):
     model = timm_csg.differentiate(make_model(num_classes=4), gating="competitive", initial_gate=0.9)
     words = visible(report(model, loader, tmp_path / "open.html").read_text(encoding="utf-8"))
-    assert "Training has not given the filters owners of their own" in words
+    assert "Training has not given the filters reliable owners" in words
+    assert "the evidence for a class comes from its own filters" not in words
     assert "Training gave every filter an owner" not in words
 
 
@@ -320,6 +393,6 @@ def test_filters_with_a_mask_have_a_category_and_no_gate(make_model, loader, tmp
         for images, targets in loader:
             model(images, targets, paths=("gated",))
     page = report(model.eval(), loader, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Training assigned every filter to a class" in visible(page)
+    assert "Training has not given the filters reliable owners" in visible(page)  # it is not trained
     assert "the trained category" in visible(page)
     assert "gate density" not in visible(page)

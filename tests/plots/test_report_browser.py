@@ -83,19 +83,34 @@ def test_tables_sort_by_every_column_and_say_so(page):
     assert page.run(column) == sorted(values)
 
 
-def test_search_leaves_the_rows_that_hold_the_words(page):
-    page.go("#filters")
-    rows = page.run(
-        """(() => {
-            const input = document.querySelector("#find");
+@pytest.mark.parametrize(("place", "box", "table"), [("filters", "find", "filter"), ("classes", "find-class", "class")])
+def test_search_leaves_the_rows_that_hold_the_words(page, place, box, table):
+    page.go(f"#{place}")
+    rows, said = page.run(
+        f"""(() => {{
+            const input = document.querySelector("#{box}");
             input.value = "green";
             input.dispatchEvent(new Event("input"));
-            return [...document.querySelectorAll("#filter-table tbody tr")].filter(row => !row.hidden)
+            const rows = [...document.querySelectorAll("#{table}-table tbody tr")].filter(row => !row.hidden)
                 .map(row => row.textContent.includes("green"));
-        })()"""
+            return [rows, document.querySelector("output[for={box}]").textContent];
+        }})()"""
     )
     assert rows
     assert all(rows)
+    assert said == f"{len(rows)} of {24 if table == 'filter' else 4}"
+
+
+def test_both_matrices_show_the_filters_in_one_order(page):
+    page.go("#matrix")
+    order = [[text.split(",")[0] for text in first_columns(page, key)] for key in ("gate", "mutual")]
+    assert order[0] == order[1]
+
+
+def test_printing_prints_the_overview_and_the_open_page(page):
+    page.go("#filter-7")
+    page.media(media="print", prefers_color_scheme="light")
+    assert shown(page) == ["overview", "filter-7"]
 
 
 def first_columns(page, key="gate"):

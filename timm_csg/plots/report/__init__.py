@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+import timm
+import torch
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ from timm_csg.plots.report.matrices import script_data, shown_matrices
 from timm_csg.version import __version__
 
 _MOST_BYTES = 10_000_000
+_VERSIONS = {"timm_csg": __version__, "timm": timm.__version__, "torch": torch.__version__}
 _FILES = files(__package__)
 _ASSETS = {"style": "report.css", "early": "early.js", "script": "report.js"}
 
@@ -112,8 +115,13 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": words.percent, "on_scale": words.on_scale, "policy_hash": _policy_hash}
-    environment.globals |= {"count": words.count, "measures": words.measures, "FEW_CLASSES": words.FEW_CLASSES}
-    environment.globals |= {"version": __version__, "shown_matrices": shown_matrices, "script_data": script_data}
+    environment.globals |= {"count": words.count, "measures": words.measures}
+    environment.globals |= {
+        "version": __version__,
+        "versions": _VERSIONS,
+        "shown_matrices": shown_matrices,
+        "script_data": script_data,
+    }
     for function in (class_facts, filter_facts, sharing):
         environment.globals[function.__name__] = function
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from timm_csg.plots.report.findings import Findings
 
 _PARTNERS = 8
@@ -74,6 +76,7 @@ class FilterFacts:
         gate: Its entry for that class in the class-filter matrix; None without a matrix.
         also: The other classes that it serves.
         measured: The class it tells most about.
+        by_silence: Whether it responds less to that class than, on average, to the others.
         mutual: How much it tells about that class, nats.
         known: The same as a share of what is possible.
         hits: How many of its strongest images are of its owner.
@@ -88,6 +91,7 @@ class FilterFacts:
     gate: float | None
     also: list[int]
     measured: int
+    by_silence: bool
     mutual: float
     known: float
     hits: int
@@ -99,7 +103,7 @@ class FilterFacts:
 def filter_facts(findings: Findings, index: int) -> FilterFacts:
     """What the report says of a filter."""
     owner, column = int(findings.owners[index]), findings.mutual[:, index]
-    mutual = float(column.max())
+    responses, measured, mutual = findings.responses[:, index], int(column.argmax()), float(column.max())
     order = column.argsort(descending=True, stable=True)
     order = order[findings.strength[order, index].argsort(descending=True, stable=True)]
     return FilterFacts(
@@ -108,11 +112,12 @@ def filter_facts(findings: Findings, index: int) -> FilterFacts:
         owner=owner,
         gate=None if findings.gate is None else float(findings.gate[owner, index]),
         also=[label for label in findings.serves[:, index].nonzero().flatten().tolist() if label != owner],
-        measured=int(column.argmax()),
+        measured=measured,
+        by_silence=bool(responses[measured] < responses[torch.arange(len(responses)) != measured].nanmean()),
         mutual=mutual,
         known=mutual / findings.numbers.mutual_information_bound,
         hits=int((findings.targets[findings.strongest[index]] == owner).sum()),
         strongest=findings.strongest.shape[1],
-        loudest=float(findings.responses[:, index].nan_to_num().max().clamp_min(1e-12)),
+        loudest=float(responses.nan_to_num().max().clamp_min(1e-12)),
         classes=order.tolist(),
     )

@@ -17,6 +17,7 @@ from timm_csg.stage import Stage, find_stage
 
 _MOST_HEAD_PASSES = 50  # classes; each costs one pass through a head that is not linear
 _STRONGEST = 9
+_FEW_CLASSES = 2.0  # a filter that works for more has no owner worth the name
 SHARED = 0.5  # of a filter's largest entry: from here on a class counts as served, as in the authors' notebooks
 
 
@@ -34,6 +35,7 @@ class Numbers:
         mutual_information_bound: Its largest possible value.
         gate_density: Mean gate; None where filters have a category instead.
         owner_agreement: Share of filters whose owner by the gate is the class they tell most about.
+        chance_agreement: The same for owners dealt out at random, as many filters for each class.
         strongest_of_owner: Among the images that drive a filter most, the share that shows its owner.
         class_without_its_filters: Accuracy of a class after its filters are removed, mean over classes.
         other_classes: Accuracy of the other classes meanwhile.
@@ -48,9 +50,28 @@ class Numbers:
     mutual_information_bound: float
     gate_density: float | None
     owner_agreement: float | None
+    chance_agreement: float | None
     strongest_of_owner: float
     class_without_its_filters: float | None
     other_classes: float | None
+
+    @property
+    def classes_per_filter(self) -> float | None:
+        """How many classes a filter works for, on average; None where filters have a category instead."""
+        return None if self.gate_density is None else self.gate_density * self.classes
+
+    @property
+    def owners_hold(self) -> bool:
+        """Whether training gave the filters owners: few classes for each filter, and owners that beat random ones.
+
+        "Few" is at most two, and fewer than all of two classes; "beat" is by three standard errors of the agreement.
+        """
+        if self.owner_agreement is None or self.chance_agreement is None:
+            return False
+        chance = self.chance_agreement
+        error = (chance * (1 - chance) / self.filters) ** 0.5
+        is_few = (self.classes_per_filter or 1.0) <= min(_FEW_CLASSES, (1 + self.classes) / 2)
+        return is_few and self.owner_agreement > chance + 3 * error
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +127,22 @@ class Findings:
         """Share of the most frequent class, which guessing would get right."""
         return float(self.confusion.sum(dim=1).max() / self.confusion.sum())
 
+    @cached_property
+    def order(self) -> Tensor:
+        """All filters by owner, within a class by gate and then by mutual information, the strongest first."""
+        matrix = self.mutual if self.gate is None else self.gate
+        order = self.mutual.amax(dim=0).argsort(descending=True, stable=True)
+        order = order[matrix.amax(dim=0)[order].argsort(descending=True, stable=True)]
+        return order[self.owners[order].argsort(stable=True)]
+
     def filters_of(self, label: int) -> list[int]:
         """The filters that a class owns, those that tell most about it first."""
         owned = ((self.owners == label) & ~self.silent).nonzero().flatten()
         return [int(index) for index in owned[self.mutual[label, owned].argsort(descending=True, stable=True)]]
+
+    def count_owned(self, label: int) -> int:
+        """How many filters a class owns, silent ones too."""
+        return int((self.owners == label).sum())
 
     def serving_both(self, one: int, other: int) -> list[int]:
         """The filters that serve two classes."""
@@ -193,10 +226,17 @@ def _numbers(
         mutual_information_bound=float(metrics.mutual_information_bound(seen.targets, mutual.shape[0]).max()),
         gate_density=float(metrics.gate_density(gate)) if gate is not None and has_gate else None,
         owner_agreement=None if gate is None else float(metrics.owner_agreement(gate, mutual)),
+        chance_agreement=None if gate is None else _chance_agreement(owners, mutual),
         strongest_of_owner=float(hits.double().mean()) if hits.numel() else 0.0,
         class_without_its_filters=None if ablation is None else ablation.own,
         other_classes=None if ablation is None else ablation.others,
     )
+
+
+def _chance_agreement(owners: Tensor, mutual: Tensor) -> float:
+    """How often an owner and a measured class agree when the filters are shuffled among the owners."""
+    shares = [torch.bincount(labels, minlength=len(mutual)) / len(labels) for labels in (owners, mutual.argmax(dim=0))]
+    return float(shares[0] @ shares[1])
 
 
 @torch.no_grad()

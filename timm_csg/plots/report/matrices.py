@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from timm_csg.plots.matrix import filter_order
 from timm_csg.plots.report.book import Book
 from timm_csg.plots.report.pictures import matrix_picture
 
@@ -43,7 +42,7 @@ class Matrix:
 
 def shown_matrices(book: Book) -> list[Matrix]:
     """The gate, where there is one, and the mutual information."""
-    findings = book.findings
+    findings, columns = book.findings, _columns(book)
     found = []
     for key, matrix, unit, maximum, places in (
         ("gate", findings.gate, findings.gate_name, 1.0, 2),
@@ -51,9 +50,15 @@ def shown_matrices(book: Book) -> list[Matrix]:
     ):
         if matrix is not None:
             shown = matrix[book.classes][:, book.filters]
-            picture = matrix_picture(shown[:, filter_order(shown)] / maximum, _ACCENT)
+            picture = matrix_picture(shown[:, columns] / maximum, _ACCENT)
             found.append(Matrix(key, unit, shown, maximum, places, picture))
     return found
+
+
+def _columns(book: Book) -> list[int]:
+    """Places of the shown filters, those of a class together: the same order in every matrix."""
+    place = {index: column for column, index in enumerate(book.filters)}
+    return [place[index] for index in book.findings.order.tolist() if index in place]
 
 
 def script_data(book: Book) -> dict[str, Any]:
@@ -63,7 +68,15 @@ def script_data(book: Book) -> dict[str, Any]:
         "classes": [
             {"id": label, "name": book.names[label], "own": len(findings.filters_of(label))} for label in book.classes
         ],
-        "filters": [{"id": index, "owner": book.names[int(findings.owners[index])]} for index in book.filters],
+        "filters": [
+            {
+                "id": index,
+                "owner": book.names[owner],
+                "row": book.classes.index(owner) if owner in book.classes else None,
+            }
+            for index, owner in zip(book.filters, findings.owners[book.filters].tolist(), strict=True)
+        ],
+        "order": _columns(book),
         "matrices": {
             matrix.key: {
                 "values": (matrix.values.double() * 10_000).round().div(10_000).tolist(),

@@ -98,9 +98,9 @@
   $$("input[data-table]").forEach((input) => {
     input.addEventListener("input", () => {
       const wanted = input.value.trim().toLowerCase();
-      [...document.getElementById(input.dataset.table).tBodies[0].rows].forEach((row) => {
-        row.hidden = !row.textContent.toLowerCase().includes(wanted);
-      });
+      const rows = [...document.getElementById(input.dataset.table).tBodies[0].rows];
+      rows.forEach((row) => (row.hidden = !row.textContent.toLowerCase().includes(wanted)));
+      $("output", input.closest("p")).textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length}`;
     });
   });
 
@@ -125,7 +125,7 @@
   const range = (count) => [...Array(count).keys()];
   $$(".matrix").forEach((section) => {
     const { values, top, unit, places } = facts.matrices[section.dataset.matrix];
-    const { classes, filters } = facts;
+    const { classes, filters, order } = facts;
     const canvas = $("canvas", section);
     const pane = $(".window", section);
     const labels = $(".labels", section);
@@ -134,7 +134,6 @@
     const sortFilters = $(".sort-filters", section);
     const sortClasses = $(".sort-classes", section);
     const peak = filters.map((_, column) => Math.max(...values.map((row) => row[column])));
-    const owner = filters.map((_, column) => values.findIndex((row) => row[column] === peak[column]));
     let rows = [];
     let columns = [];
     let cell = { width: 1, height: 1 };
@@ -161,8 +160,9 @@
       const rank = [];
       rows.forEach((row, place) => (rank[row] = place));
       const how = sortFilters.value;
-      columns = range(filters.length);
-      if (how === "owner") columns.sort((a, b) => rank[owner[a]] - rank[owner[b]] || peak[b] - peak[a] || a - b);
+      columns = how === "owner" ? [...order] : range(filters.length);
+      const rankOf = (column) => rank[filters[column].row] ?? classes.length;
+      if (how === "owner") columns.sort((a, b) => rankOf(a) - rankOf(b));
       else if (how === "strength") columns.sort((a, b) => peak[b] - peak[a] || a - b);
       else if (how !== "number") columns.sort((a, b) => values[Number(how)][b] - values[Number(how)][a] || a - b);
       buttons.forEach((button, row) => button.setAttribute("aria-pressed", String(how === String(row))));

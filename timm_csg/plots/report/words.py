@@ -1,12 +1,10 @@
-"""The summary in plain words: what each number means, where it lies between worst and best, and what to make of it."""
+"""The summary in plain words: what each number means, where it lies between worst and best, and what is good."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from timm_csg.plots.report.findings import Numbers
-
-FEW_CLASSES = 2.0  # a filter that works for more has no owner worth the name
 
 
 class Measure(NamedTuple):
@@ -68,63 +66,61 @@ def measures(numbers: Numbers, chance: float) -> dict[str, Measure]:
     known = numbers.mutual_information_score / bound if bound > 0 else 0.0
     found = {
         "accuracy": Measure(
-            "Right answers",
+            "Correct answers",
             percent(numbers.accuracy),
             numbers.accuracy,
-            "Share of the images that are given their right class, by the network as it is used.",
+            "Share of the images that the network, as it would be used, assigns to the right class.",
             f"100%; always guessing the most frequent class gives {percent(chance)}.",
         ),
         "score": Measure(
-            "What one filter knows",
-            f"{numbers.mutual_information_score:.3f} nats",
+            "Information per filter",
+            percent(known),
             known,
-            f"Mutual-information score: how much the response of a single filter tells about the class it knows best, "
-            f"mean over filters. Here {percent(known)} of what "
-            "is possible.",
-            f"close to {bound:.3f} nats: then one filter alone would decide whether an image belongs to its class.",
+            "How much of what is possible the response of a single filter reveals about the class it knows best, on "
+            f"average ({numbers.mutual_information_score:.3f} of {bound:.3f} nats of mutual information).",
+            "close to 100%: then one filter alone could tell whether an image belongs to its class.",
         ),
         "strongest": Measure(
-            "Strongest images are of the owner",
+            "Strongest images show the owner",
             percent(numbers.strongest_of_owner),
             numbers.strongest_of_owner,
-            "Of the nine images that drive a filter most, the share that shows the class which owns it.",
-            "100%: the filter responds to its class before all others.",
+            "Of the nine images that a filter responds to most, the share that shows the class that owns it.",
+            "100%: the filter responds to its own class before any other.",
         ),
     }
     if numbers.gated_accuracy is not None:
         found["gated"] = Measure(
-            "Right answers from owned filters only",
+            "Correct answers from own filters only",
             percent(numbers.gated_accuracy),
             numbers.gated_accuracy,
-            "The same, when the score of every class may use nothing but the filters that work for it.",
-            "as high as above: then the explanations tell the whole story.",
+            "The same, when each class may use only the filters that work for it.",
+            "as high as the share of correct answers: then the explanations tell the whole story.",
         )
-    if numbers.gate_density is not None:
-        served = numbers.gate_density * numbers.classes
+    if numbers.classes_per_filter is not None and numbers.gate_density is not None:
         found["density"] = Measure(
-            "Classes that a filter works for",
-            f"{served:.2f}",
+            "Classes per filter",
+            f"{numbers.classes_per_filter:.2f}",
             min(1.0, numbers.gate_density),
-            f"Sum of a filter's gates over all {numbers.classes} classes, mean over filters (gate density "
+            f"How many of the {numbers.classes} classes a filter works for, on average (gate density "
             f"{numbers.gate_density:.3f}).",
             "close to 1: every filter has one owner.",
         )
-    if numbers.owner_agreement is not None:
+    if numbers.owner_agreement is not None and numbers.chance_agreement is not None:
         found["agreement"] = Measure(
-            "Trained owner is the measured one",
+            "Trained owner matches measured owner",
             percent(numbers.owner_agreement),
             numbers.owner_agreement,
-            "Share of the filters that tell most about the very class that owns them.",
-            f"100%; owners drawn by lot would give {percent(1 / numbers.classes)}.",
+            "Share of the filters that reveal most about the very class that owns them.",
+            f"100%; owners assigned at random would give {percent(numbers.chance_agreement)}.",
         )
     if numbers.class_without_its_filters is not None and numbers.other_classes is not None:
         found["without"] = Measure(
             "A class without its own filters",
             percent(numbers.class_without_its_filters),
             numbers.class_without_its_filters,
-            "Right answers on a class after its filters are switched off, mean over classes. Meanwhile the other "
-            f"classes get {percent(numbers.other_classes)} right.",
-            "close to 0%, with the other classes unharmed: nobody else knows the class.",
+            "Share of a class's images that are still recognised with its filters switched off, averaged over classes. "
+            f"Meanwhile {percent(numbers.other_classes)} of the other classes' images are recognised.",
+            "close to 0%, with the other classes unharmed: no other filters can stand in for those of the class.",
         )
     order = ("accuracy", "gated", "density", "agreement", "without", "score", "strongest")
     return {key: found[key] for key in order if key in found}
