@@ -113,6 +113,14 @@ def test_printing_prints_the_overview_and_the_open_page(page):
     assert shown(page) == ["overview", "filter-7"]
 
 
+def test_printing_without_scripts_prints_the_overview(page, report_file):
+    page.without_scripts()
+    page.open(report_file.as_uri())
+    page.without_scripts(disabled=False)
+    page.media(media="print", prefers_color_scheme="light")
+    assert shown(page) == ["overview"]
+
+
 def first_columns(page, key="gate"):
     """The filters on the left of a matrix, as the arrow keys find them."""
     page.run(f"document.querySelector('[data-matrix={key}] .window').focus()")
