@@ -9,9 +9,9 @@ from animal_pictures import SIZE, Pictures, as_stored
 from torch import nn
 
 from timm_csg.metrics.collect import accuracy
+from timm_csg.metrics.fields import ReceptiveField
+from timm_csg.metrics.instability import LocationInstability, Peaks, location_instability, peak_places
 from timm_csg.metrics.landmarks import read_annotations
-from timm_csg.metrics.location_instability import LocationInstability, Peaks, location_instability, peak_places
-from timm_csg.metrics.receptive_field import ReceptiveField
 
 
 @torch.inference_mode()

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import timm_csg
 from timm_csg import metrics
 from timm_csg.mechanisms.templates import part_template
-from timm_csg.metrics.location_instability import peak_places
-from timm_csg.metrics.receptive_field import receptive_field
+from timm_csg.metrics.fields import receptive_field
+from timm_csg.metrics.instability import peak_places
 
 
 @torch.inference_mode()

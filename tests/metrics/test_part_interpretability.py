@@ -7,7 +7,7 @@ import torch
 from reference import localisation, parts
 
 from timm_csg import metrics
-from timm_csg.metrics.part_interpretability import discs, part_overlaps, value_exceeded
+from timm_csg.metrics.interpretability import discs, part_overlaps, value_exceeded
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from timm_csg.explain._run import (
     resized,
     run_stage,
 )
-from timm_csg.explain.cam import head_kind
+from timm_csg.explain.class_maps import head_kind
 from timm_csg.model import is_differentiated
 
 Filters = Tensor | list[int] | int | None

@@ -1,7 +1,6 @@
 """Metrics: pure functions of tensors, and the one pass over the data that makes them."""
 
 from timm_csg.metrics.ablation import Ablation, ablate, ablate_linear, top_filters
-from timm_csg.metrics.activmap import activmap
 from timm_csg.metrics.adversarial import (
     Detection,
     default_classifiers,
@@ -12,6 +11,7 @@ from timm_csg.metrics.adversarial import (
 from timm_csg.metrics.attacks import fgsm, pgd
 from timm_csg.metrics.class_specificity import class_correlation, class_selectivity, purity
 from timm_csg.metrics.collect import Activations, ShardSampler, accuracy, collect, collect_bytes, pool
+from timm_csg.metrics.fields import ReceptiveField, effective_diameter, receptive_field
 from timm_csg.metrics.filter_quality import class_independence, contrastiveness, mono_score, spatial_diversity
 from timm_csg.metrics.gate import (
     GateCounts,
@@ -24,18 +24,20 @@ from timm_csg.metrics.gate import (
     owners,
 )
 from timm_csg.metrics.geometry import Geometry, input_geometry
-from timm_csg.metrics.gradmap import gradmap
-from timm_csg.metrics.interval import Interval, half_sample_interval, mutual_information_score_interval
-from timm_csg.metrics.landmarks import Annotations, read_annotations
-from timm_csg.metrics.linear_probe import Relearning, relearning
-from timm_csg.metrics.localisation import Localisation, cam, whole_image
-from timm_csg.metrics.location_instability import (
+from timm_csg.metrics.instability import (
     LocationInstability,
     Peaks,
     collect_peaks,
     location_instability,
     peak_places,
 )
+from timm_csg.metrics.interpretability import PartInterpretability, part_interpretability
+from timm_csg.metrics.interval import Interval, half_sample_interval, mutual_information_score_interval
+from timm_csg.metrics.landmarks import Annotations, read_annotations
+from timm_csg.metrics.linear_probe import Relearning, relearning
+from timm_csg.metrics.localisation import Localisation, cam, whole_image
+from timm_csg.metrics.localisation_by_gradients import gradmap
+from timm_csg.metrics.localisation_by_maps import activmap
 from timm_csg.metrics.mutual_information import (
     ClassInformation,
     FilterInformation,
@@ -45,8 +47,6 @@ from timm_csg.metrics.mutual_information import (
     mutual_information_per_filter,
     mutual_information_score,
 )
-from timm_csg.metrics.part_interpretability import PartInterpretability, part_interpretability
-from timm_csg.metrics.receptive_field import ReceptiveField, effective_diameter, receptive_field
 from timm_csg.metrics.similarity import (
     SimilaritySummary,
     StageWeight,

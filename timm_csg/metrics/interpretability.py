@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from timm_csg.metrics._model import evaluating, seen_maps
 from timm_csg.metrics._regions import check_regions, region_masks
-from timm_csg.metrics.receptive_field import ReceptiveField, effective_diameter, receptive_field
+from timm_csg.metrics.fields import ReceptiveField, effective_diameter, receptive_field
 
 
 class PartInterpretability(NamedTuple):

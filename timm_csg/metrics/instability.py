@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_csg.metrics._model import evaluating, is_channels_last, seen_features
-from timm_csg.metrics.receptive_field import receptive_field
+from timm_csg.metrics.fields import receptive_field
 
 
 class Peaks(NamedTuple):
