@@ -1,11 +1,10 @@
 """The layout of the package, enforced on its source: who may import whom, size of files, what may not appear."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "timm_csg"
@@ -47,15 +46,33 @@ LEVELS = {
     "timm_csg": 8,
 }
 ONLY_IN = {
+    "jinja2": "timm_csg.plots.report",
     "matplotlib": "timm_csg.plots",
     "rich": "timm_csg.cli",
     "lightning": "timm_csg.integrations.lightning",
     "transformers": "timm_csg.integrations.transformers",
     "sklearn": ("timm_csg.metrics", "timm_csg.cli"),
 }
-FILE_AND_NAME = pytest.mark.parametrize(("path", "name"), list(zip(FILES, NAMES, strict=True)), ids=NAMES)
+FILE_LINES = 300
+# Files over the limit and how long each may be; to be emptied.
+LONGER = {
+    "timm_csg.card": 307,
+    "timm_csg.checkpoint": 376,
+    "timm_csg.hub": 312,
+    "timm_csg.mechanisms.icnn": 305,
+}
+# Functions that hide the module of their name; to be emptied.
+SHADOWS = {
+    "timm_csg.cli.push",
+    "timm_csg.cli.train",
+    "timm_csg.metrics.collect",
+    "timm_csg.metrics.mutual_information",
+    "timm_csg.plots.report",
+}
+MODULES = list(zip(FILES, NAMES, strict=True))
 
 
+@functools.cache
 def tree(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -79,61 +96,95 @@ def imported(path, name):
             yield from (full if (full := f"{origin}.{alias.name}") in NAMES else origin for alias in node.names)
 
 
-@FILE_AND_NAME
-def test_imports_only_go_down(path, name):
-    assert name == "timm_csg" or group(name) != "timm_csg", f"{name} has no level in LEVELS"
-    for other in imported(path, name):
-        if other.split(".")[0] != "timm_csg":
+def our_imports(path, name):
+    return {other for other in imported(path, name) if other.split(".")[0] == "timm_csg"}
+
+
+def test_every_module_has_a_level():
+    assert [name for name in NAMES if name != "timm_csg" and group(name) == "timm_csg"] == []
+
+
+def test_imports_only_go_down():
+    offenders = [
+        f"{name} imports {other}"
+        for path, name in MODULES
+        for other in our_imports(path, name)
+        if group(other) != group(name) and LEVELS[group(other)] >= LEVELS[group(name)]
+    ]
+    assert offenders == []
+
+
+def test_mechanisms_import_only_what_all_of_them_share():
+    shared = {"timm_csg.checks", *(f"timm_csg.mechanisms.{other}" for other in ("base", "targets", "templates"))}
+    offenders = [
+        f"{name} imports {other}"
+        for path, name in MODULES
+        if name.startswith("timm_csg.mechanisms.")
+        for other in our_imports(path, name) - shared
+    ]
+    assert offenders == []
+
+
+def test_metrics_import_only_metrics():
+    offenders = [
+        f"{name} imports {other}"
+        for path, name in MODULES
+        if name.startswith("timm_csg.metrics")
+        for other in our_imports(path, name)
+        if not other.startswith(("timm_csg.metrics", "timm_csg.checks"))
+    ]
+    assert offenders == []
+
+
+def test_optional_and_heavy_packages_stay_in_their_place():
+    offenders = [
+        f"{name} imports {other}"
+        for path, name in MODULES
+        for other in imported(path, name)
+        if not name.startswith(ONLY_IN.get(other.split(".")[0], ""))
+    ]
+    assert offenders == []
+
+
+def test_files_have_at_most_300_lines():
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for path, name in MODULES}
+    offenders = {name: length for name, length in lengths.items() if length > LONGER.get(name, FILE_LINES)}
+    assert offenders == {}
+
+
+def test_no_function_hides_the_module_of_its_name():
+    offenders = []
+    for path, name in MODULES:
+        if path.name != "__init__.py":
             continue
-        below = LEVELS[group(other)] < LEVELS[group(name)]
-        same_package = group(other) == group(name)
-        assert below or same_package, f"{name} imports {other}"
+        bound = {node.name for node in tree(path).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom) and node.module != name:  # "from package import module" hides nothing
+                bound |= {alias.asname or alias.name for alias in node.names}
+        offenders += [full for full in NAMES if full.rpartition(".")[0] == name and full.rpartition(".")[2] in bound]
+    assert sorted(set(offenders) - SHADOWS) == []
 
 
-@FILE_AND_NAME
-def test_mechanisms_import_only_what_all_of_them_share(path, name):
-    if name.startswith("timm_csg.mechanisms."):
-        ours = {other for other in imported(path, name) if other.startswith("timm_csg")}
-        shared = {"base", "targets", "templates"}
-        assert ours <= {"timm_csg.checks", *(f"timm_csg.mechanisms.{other}" for other in shared)}
+def test_no_print_assert_bare_except_or_pickle_load():
+    offenders = [f"{name}, line {found}" for path, name in MODULES for found in forbidden(tree(path))]
+    assert offenders == []
 
 
-@FILE_AND_NAME
-def test_metrics_import_only_metrics(path, name):
-    if name.startswith("timm_csg.metrics"):
-        ours = {other for other in imported(path, name) if other.startswith("timm_csg")}
-        assert all(other.startswith(("timm_csg.metrics", "timm_csg.checks")) for other in ours)
-
-
-@FILE_AND_NAME
-def test_optional_and_heavy_packages_stay_in_their_place(path, name):
-    for other in imported(path, name):
-        place = ONLY_IN.get(other.split(".")[0])
-        assert place is None or name.startswith(place), f"{name} imports {other}"
-
-
-@FILE_AND_NAME
-def test_files_have_at_most_400_lines(path, name):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
-
-
-@FILE_AND_NAME
-def test_no_print_assert_bare_except_or_pickle_load(path, name):
-    found = []
-    for node in ast.walk(tree(path)):
+def forbidden(module):
+    """What may not appear in the package, with its line."""
+    for node in ast.walk(module):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
-            found.append(f"line {node.lineno}: print")
+            yield f"{node.lineno}: print"
         if isinstance(node, ast.Assert):
-            found.append(f"line {node.lineno}: assert")
+            yield f"{node.lineno}: assert"
         if isinstance(node, ast.ExceptHandler) and node.type is None:
-            found.append(f"line {node.lineno}: bare except")
+            yield f"{node.lineno}: bare except"
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("pickle.load", "pickle.loads", "pickle.Unpickler"):
-            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+            yield f"{node.lineno}: {ast.unparse(node)}"
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
             options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             if options.get("weights_only") != "True":
-                found.append(f"line {node.lineno}: torch.load without weights_only=True")
-    assert found == []
+                yield f"{node.lineno}: torch.load without weights_only=True"
 
 
 @pytest.mark.parametrize("code", ["import timm_csg", "from timm_csg.cli import _parser; _parser().format_help()"])
