@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from timm_csg.plots import class_filter_figure
+from timm_csg.plots import class_filter_figure, map_figure
 from timm_csg.plots.matrix import filter_order
 
 
 def test_figure_is_written_and_pyplot_is_left_alone():
     code = (
-        "import sys, torch; from timm_csg.plots import class_filter_figure;"
+        "import sys, torch; from timm_csg.plots import class_filter_figure, map_figure;"
         "class_filter_figure(torch.rand(3, 8), ['a', 'b', 'c'], title='t').savefig(sys.argv[1]);"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
@@ -26,6 +26,14 @@ def test_rows_are_classes_and_columns_follow_the_order():
     figure = class_filter_figure(matrix)
     drawn = torch.from_numpy(figure.axes[0].images[0].get_array().data)
     assert torch.equal(drawn, matrix[:, [1, 2, 0]])
+
+
+def test_notebook_shows_a_figure_that_is_the_value_of_a_cell():
+    pictures = torch.rand(1, 3, 8, 8)
+    for figure in (class_filter_figure(torch.rand(3, 8)), map_figure({"picture": pictures})):
+        shown = Image.open(io.BytesIO(figure._repr_png_()))
+        assert shown.format == "PNG"
+        assert len(set(shown.convert("L").getdata())) > 2
 
 
 def test_png_has_content():

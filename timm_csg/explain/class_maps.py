@@ -21,10 +21,12 @@ from timm_csg.explain._run import (
 )
 from timm_csg.explain.gradients import backward_with_features
 from timm_csg.head import effective_weight, find_classifier, probe_head
+from timm_csg.metrics.display import in_one_line
 from timm_csg.model import is_differentiated
 from timm_csg.stage import is_channels_last
 
 
+@in_one_line
 class Normalised(NamedTuple):
     """What ``normalise`` returns.
 

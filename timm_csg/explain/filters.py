@@ -23,11 +23,13 @@ from timm_csg.explain._run import (
     run_stage,
 )
 from timm_csg.explain.class_maps import head_kind
+from timm_csg.metrics.display import in_one_line
 from timm_csg.model import is_differentiated
 
 Filters = Tensor | list[int] | int | None
 
 
+@in_one_line
 class ClassFilters(NamedTuple):
     """What ``class_filters`` returns.
 
@@ -48,6 +50,7 @@ class ClassFilters(NamedTuple):
     exact: bool
 
 
+@in_one_line
 class StrongestImages(NamedTuple):
     """What ``strongest_images`` returns, on the CPU; strongest first.
 

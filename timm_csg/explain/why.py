@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from timm_csg.explain._grid import to_maps
 from timm_csg.explain._run import Path, StageRun, Targets, borrowed, per_filter, prepare, readable, resized, run_head
 from timm_csg.explain.filters import check_top, contributions, filter_matrix, is_exact, shares
+from timm_csg.metrics.display import in_one_line
 from timm_csg.model import is_differentiated
 
 
+@in_one_line
 @dataclass(frozen=True)
 class FilterEvidence:
     """What one filter says for the explained class in one image.
@@ -62,6 +64,17 @@ class PathEvidence:
     owned_share: float | None
     exact: bool
 
+    def __repr__(self) -> str:
+        return (
+            f"PathEvidence({self.path}: predicted={self.predicted}, probability={self.probability:.3f}, "
+            f"logit={self.logit:.2f}, {self._shares})"
+        )
+
+    @property
+    def _shares(self) -> str:
+        """The filters with their shares, for ``repr``."""
+        return "filters " + ", ".join(f"{found.filter}: {found.share:.1%}" for found in self.filters)
+
 
 @dataclass(frozen=True)
 class PredictionExplanation:
@@ -76,6 +89,12 @@ class PredictionExplanation:
     target: int
     standard: PathEvidence
     gated: PathEvidence | None
+
+    def __repr__(self) -> str:
+        return (
+            f"PredictionExplanation(target={self.target}, predicted={self.predicted}, "
+            f"probability={self.probability:.3f}, {self.standard._shares})"
+        )
 
     @property
     def predicted(self) -> int:

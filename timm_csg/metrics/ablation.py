@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from timm_csg.checks import whole
 from timm_csg.metrics._checks import check_features, check_rows, class_counts
 from timm_csg.metrics._model import LinearHead, evaluating, find_linear_head, is_channels_last, pooled_responses
+from timm_csg.metrics.display import in_one_line
 
 _logger = logging.getLogger(__name__)
 _SLOW = 60.0  # seconds of head passes that are announced
@@ -25,6 +26,7 @@ _LOGITS_AT_ONCE = 2**22
 _STEPS = 2.0**24  # of the largest logit: differences that float32 does not see decide nothing
 
 
+@in_one_line
 class Ablation(NamedTuple):
     """Accuracies of the standard path, no unit, NaN for classes without samples.
 

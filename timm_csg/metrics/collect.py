@@ -16,10 +16,12 @@ from torch.utils.data import Sampler
 
 from timm_csg.metrics._model import evaluating, is_channels_last
 from timm_csg.metrics._rows import RowFile, check_free, gather_rows, new_directory, open_rows
+from timm_csg.metrics.display import in_one_line
 
 _COLUMNS = ("features", "targets", "logits", "gated_logits")
 
 
+@in_one_line
 class Activations(NamedTuple):
     """What ``collect`` returns; all on the CPU, one row per image.
 

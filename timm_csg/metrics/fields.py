@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from timm_csg.checks import whole
 from timm_csg.metrics._edges import Edges, NotLocalError, pixel_edges
 from timm_csg.metrics._model import evaluating, is_channels_last
+from timm_csg.metrics.display import in_one_line
 
 
+@in_one_line
 class ReceptiveField(NamedTuple):
     """Receptive fields of a map's positions, in pixels of the input; pixel i covers [i, i + 1), so its centre is i + ½.
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from timm_csg.metrics.display import in_one_line
+
 
 def gate_density(gate: Tensor) -> Tensor:
     """Mean entry of the gate: 1 when every filter serves every class, 1 / classes when each serves one.
@@ -97,6 +99,7 @@ def binarity(gate: Tensor) -> Tensor:
     return 1 - 2 * torch.minimum(gate, 1 - gate).mean()
 
 
+@in_one_line
 class GateCounts(NamedTuple):
     """Entries and filters counted by ``gate_counts``, all int64 scalars.
 

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from timm_csg.metrics._model import evaluating, is_channels_last, seen_features
+from timm_csg.metrics.display import in_one_line
 from timm_csg.metrics.fields import receptive_field
 
 
+@in_one_line
 class Peaks(NamedTuple):
     """Where each filter fires most strongly in each image; all on the CPU, 12 bytes for each image and filter.
 
@@ -32,6 +34,7 @@ class Peaks(NamedTuple):
     image_size: tuple[int, int]
 
 
+@in_one_line
 class LocationInstability(NamedTuple):
     """What ``location_instability`` returns.
 

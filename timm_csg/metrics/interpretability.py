@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from timm_csg.metrics._model import evaluating, seen_maps
 from timm_csg.metrics._regions import check_regions, region_masks
+from timm_csg.metrics.display import in_one_line
 from timm_csg.metrics.fields import ReceptiveField, effective_diameter, receptive_field
 
 
+@in_one_line
 class PartInterpretability(NamedTuple):
     """What ``part_interpretability`` returns.
 

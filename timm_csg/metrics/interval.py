@@ -19,9 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from timm_csg.metrics.display import in_one_line
 from timm_csg.metrics.mutual_information import mutual_information, mutual_information_score
 
 
+@in_one_line
 class Interval(NamedTuple):
     """An estimate and where it would lie with other images; all of the statistic's shape.
 

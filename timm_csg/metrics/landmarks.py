@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from timm_csg.metrics.display import in_one_line
 from timm_csg.metrics.geometry import input_geometry
 
 _CORNERS = ("x0", "y0", "x1", "y1")
 _FILE_NAMES = ("file", "image")
 
 
+@in_one_line
 @dataclass(frozen=True)
 class Annotations:
     """Points and boxes of a set of pictures; NaN where a picture lacks one.

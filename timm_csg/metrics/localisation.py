@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from timm_csg.metrics._model import evaluating, seen_maps
 from timm_csg.metrics._regions import check_regions, overlap, region_masks
+from timm_csg.metrics.display import in_one_line
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 Progress = Callable[[int], None] | None
 
 
+@in_one_line
 class Localisation(NamedTuple):
     """Overlap of predictions and objects; NaN for a class without images (or, for ``activmap``, without filters).
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from timm_csg.checks import whole
 from timm_csg.metrics._checks import check_features, check_rows, class_counts
 from timm_csg.metrics._one_vs_rest import digamma_sums, plan_labels
+from timm_csg.metrics.display import in_one_line
 
 _VALUES_PER_CHUNK = {"cpu": 2**15 - 1, "cuda": 2**22}  # CPU: fits the caches, and below it torch starts no threads,
 # whose waiting for each other costs more than they bring (25 times the time where other programs use the cores)
@@ -132,6 +133,7 @@ def mutual_information_bound(targets: Tensor, num_classes: int | None = None) ->
     return -torch.xlogy(share, share) - torch.xlogy(1 - share, 1 - share)
 
 
+@in_one_line
 class ClassInformation(NamedTuple):
     """What filters tell about each class, see ``mutual_information_per_class``.
 
@@ -170,6 +172,7 @@ def mutual_information_per_class(mi: Tensor) -> ClassInformation:
     return ClassInformation(*mi.max(dim=1), filters, sums / filters.clamp_min(1))
 
 
+@in_one_line
 class FilterInformation(NamedTuple):
     """What each filter tells, see ``mutual_information_per_filter``.
 

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_csg.metrics._model import evaluating
+from timm_csg.metrics.display import in_one_line
 
 _SIDE_BRANCHES = {"downsample", "shortcut", "skip", "conv_skip"}  # timm's names; they may run after the main branch
 
 
+@in_one_line
 class StageWeight(NamedTuple):
     """The weights that make a stage's filters.
 

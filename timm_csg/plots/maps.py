@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from timm_csg.plots._figure import new_figure
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -24,18 +26,14 @@ def map_figure(columns: Mapping[str, Tensor | tuple[Tensor, Tensor]], *, title: 
         size: Edge of a picture in inches.
 
     Returns:
-        A matplotlib figure of its own, not registered with pyplot.
+        A matplotlib figure, not registered with pyplot and shown by notebooks.
 
     Raises:
         ImportError: If matplotlib is missing; the message names the extra.
         ValueError: If the columns differ in their number of images, or a map in size from its picture.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'timm_csg[plots]'.") from error
     rows = _checked(columns)
-    figure = Figure(figsize=(size * len(columns), size * rows + 0.4 + 0.3 * bool(title)), layout="constrained")
+    figure = new_figure(figsize=(size * len(columns), size * rows + 0.4 + 0.3 * bool(title)), layout="constrained")
     grid = figure.subplots(rows, len(columns), squeeze=False)
     for at, (name, value) in enumerate(columns.items()):
         pictures, maps = value if isinstance(value, tuple) else (value, None)

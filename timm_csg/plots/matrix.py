@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from timm_csg.plots._figure import new_figure
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -32,22 +34,18 @@ def class_filter_figure(
         order: Order of the filters [filters], from ``filter_order`` of another matrix; None: by owner.
 
     Returns:
-        A matplotlib figure of its own, not registered with pyplot; ``figure.savefig(path)`` writes it.
+        A matplotlib figure, not registered with pyplot and shown by notebooks; ``figure.savefig(path)`` writes it.
 
     Raises:
         ImportError: If matplotlib is missing; the message names the extra.
         ValueError: If the names do not fit the rows.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'timm_csg[plots]'.") from error
     num_classes, num_filters = matrix.shape
     names = [str(index) for index in range(num_classes)] if class_names is None else list(class_names)
     if len(names) != num_classes:
         raise ValueError(f"there are {num_classes} rows but {len(names)} class names.")
     order = filter_order(matrix) if order is None else order
-    figure = Figure(figsize=(8.0, 1.4 + min(6.0, 0.24 * num_classes)), layout="constrained")
+    figure = new_figure(figsize=(8.0, 1.4 + min(6.0, 0.24 * num_classes)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(
         matrix[:, order].float().cpu().numpy(),
