@@ -115,7 +115,7 @@ def test_tokens_without_a_grid_are_refused(make_model, images, monkeypatch):
     model = make_model("test_vit", global_pool="avg")
     whole = model.forward_features
     monkeypatch.setattr(model, "forward_features", lambda images: whole(images)[:, :7])
-    with pytest.raises(ValueError, match=r"\[3, 7, \d+\] and form no grid.*explain.gradient"):
+    with pytest.raises(ValueError, match=r"\[3, 7, \d+\] and do not form a grid.*explain.gradient"):
         grad_cam(model, images)
 
 

@@ -170,7 +170,7 @@ def test_factors_that_do_not_exist_are_named(encoder, pictures, factors, shown):
 def test_wrong_input_says_what_to_do(encoder, pictures):
     with pytest.raises(TypeError, match=r"pair \(mean, log-variance\).*returned a tensor of shape \[2, 8, 6, 6\]"):
         factor_maps(encoder.maps, pictures)
-    with pytest.raises(ValueError, match="took no part"):
+    with pytest.raises(ValueError, match="was not used by"):
         factor_maps(encoder, pictures, layer=nn.Conv2d(3, 3, 1))
     with pytest.raises(ValueError, match="layer must output maps"):
         factor_maps(encoder, pictures, layer=encoder.mean)
@@ -180,5 +180,5 @@ def test_wrong_input_says_what_to_do(encoder, pictures):
         factor_maps(encoder, pictures, target="sample")
     with pytest.raises(ValueError, match="no module of the encoder outputs maps"):
         factor_maps(nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), pictures)
-    with pytest.raises(ValueError, match=r"no map .* from forward_features"):
+    with pytest.raises(ValueError, match=r"does not return a map .* from forward_features"):
         factor_maps(timm.create_model("test_vit", num_classes=0, img_size=16), pictures)

@@ -97,8 +97,8 @@ def test_an_image_is_attacked_the_same_alone_and_in_a_batch(tiny_model, targets)
     [
         ({"eps": 8.0}, "pass 8 / 255"),
         ({"eps": 0.1, "steps": 0}, "steps=0"),
-        ({"eps": 0.1, "mean": None}, "does not say how its images are normalised"),
-        ({"eps": 0.1, "mean": (0.5,)}, "3 channels"),
+        ({"eps": 0.1, "mean": None}, "does not state how its images are normalised"),
+        ({"eps": 0.1, "mean": (0.5,)}, "one value per channel"),
         ({"eps": 0.1, "std": (1.0, 1.0, 1.0)}, r"between -2.10 and 3.40, not in \[0, 1\]"),
     ],
 )
@@ -137,7 +137,7 @@ def test_equal_responses_cannot_be_told_apart_and_shifted_ones_can():
     clean = torch.randn(120, 3, generator=torch.Generator().manual_seed(0))
     assert all(error >= 0.4 for error in metrics.detection_errors(clean, clean.clone()).values())
     assert all(error <= 0.1 for error in metrics.detection_errors(clean, clean + 5).values())
-    with pytest.raises(ValueError, match="same 4 or more images"):
+    with pytest.raises(ValueError, match="same images, at least 4"):
         metrics.detection_errors(clean, clean[:-1])
 
 

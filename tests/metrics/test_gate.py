@@ -18,7 +18,7 @@ def test_density_owners_and_counts_by_hand():
 def test_agreement_is_the_share_of_filters_with_one_owner_by_both():
     information = torch.tensor([[0.2, 0.3, 0.0], [0.1, 0.1, 0.1]])
     assert float(metrics.owner_agreement(GATE, information)) == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         metrics.owner_agreement(GATE, information[:1])
 
 

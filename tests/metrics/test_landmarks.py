@@ -74,13 +74,13 @@ def test_json_with_several_objects_takes_the_main_one(tmp_path):
     [
         ("name,part,x,y\n", "line 1: no column 'file' or 'image'"),
         ("file,label\na,b\n", "line 1: no landmarks"),
-        ("file,head_x,head_y0\n", "line 1, column 'head_x': it needs the column 'head_y'"),
+        ("file,head_x,head_y0\n", "line 1, column 'head_x': it needs a column 'head_y'"),
         (
             "file,head_x,head_y\na,1,2\nb,1,two\n",
             "line 3, column 'head_y': expected a number of pixels, but found 'two'",
         ),
-        ("file,head_x,head_y\na,1,\n", "line 2, column 'head_y': empty"),
-        ("file,head_x,head_y\na,1,2\na,1,2\n", "line 3, column 'file': 'a' is there twice"),
+        ("file,head_x,head_y\na,1,\n", "line 2, column 'head_y' is empty"),
+        ("file,head_x,head_y\na,1,2\na,1,2\n", "line 3, column 'file': 'a' appears twice"),
         ("file,head_x,head_y\n,1,2\n", "line 2, column 'file': the name of the picture is empty"),
         ("file,h_x0,h_y0,h_x1,h_y1\na,5,5,4,9\n", "line 2, column 'h_x0': a box is x0, y0, x1, y1"),
         ("file,part,x,y\na,eye,1,2\na,eye,3,4\n", "line 3, column 'part': 'a' has the part 'eye' twice"),

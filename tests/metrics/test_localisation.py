@@ -174,11 +174,11 @@ def test_objects_that_do_not_match_the_images_are_refused(make_model, animals, m
         metric(model, loader(images, targets), torch.cat([boxes, boxes]))
     with pytest.raises(ValueError, match="64 x 64"):
         metric(model, loader(images, targets), torch.ones(5, 32, 32, dtype=torch.bool))
-    with pytest.raises(ValueError, match="no image has an object"):
+    with pytest.raises(ValueError, match="no image contains an object"):
         metric(model, loader(images, targets), torch.full((5, 4), math.nan))
 
 
 def test_tokens_are_refused(make_model, animals):
     images, targets, boxes = animals
-    with pytest.raises(ValueError, match="tokens instead of a map"):
+    with pytest.raises(ValueError, match="tokens instead of a feature map"):
         metrics.activmap(make_model("test_vit"), loader(images, targets), boxes)

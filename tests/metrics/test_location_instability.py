@@ -158,7 +158,7 @@ def test_collecting_leaves_the_model_as_found_and_counts_images(tiny_model, imag
 
 
 def test_images_of_several_sizes_and_empty_loaders_are_refused(tiny_model, images, targets):
-    with pytest.raises(ValueError, match="one size"):
+    with pytest.raises(ValueError, match="the same size"):
         metrics.collect_peaks(tiny_model, [(images, targets), (images[:, :, :48], targets)])
     with pytest.raises(ValueError, match="no images"):
         metrics.collect_peaks(tiny_model, [])

@@ -152,7 +152,7 @@ def test_attention_falls_back_to_grid_cells():
 
 
 def test_tokens_without_a_map_are_refused(make_model):
-    with pytest.raises(ValueError, match="no map"):
+    with pytest.raises(ValueError, match="no feature map"):
         receptive_field(make_model("test_vit"), 64)
 
 

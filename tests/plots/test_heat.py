@@ -39,7 +39,7 @@ def test_levels_keep_the_order_of_the_values():
 
 @pytest.mark.parametrize(
     ("image", "heat", "message"),
-    [((4, 8, 8), (8, 8), "1 or 3 channels"), ((3, 8), (8, 8), "1 or 3"), ((3, 8, 8), (1, 8, 8), "take one")],
+    [((4, 8, 8), (8, 8), "1 or 3 channels"), ((3, 8), (8, 8), "1 or 3"), ((3, 8, 8), (1, 8, 8), "single map")],
 )
 def test_other_shapes_are_refused(image, heat, message):
     with pytest.raises(ValueError, match=message):

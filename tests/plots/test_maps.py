@@ -28,9 +28,9 @@ def test_maps_are_scaled_by_their_own_peak_and_empty_ones_are_marked():
 
 def test_columns_that_do_not_fit_are_refused():
     pictures = torch.rand(2, 3, 8, 8)
-    with pytest.raises(ValueError, match="same number of images, but hold \\[1, 2\\]"):
+    with pytest.raises(ValueError, match="same number of images, but have \\[1, 2\\]"):
         map_figure({"a": pictures, "b": pictures[:1]})
-    with pytest.raises(ValueError, match=r"must be \[2, 8, 8\], but are \[2, 4, 4\]; ask for them with upsample=True"):
+    with pytest.raises(ValueError, match=r"must be \[2, 8, 8\], but are \[2, 4, 4\]; create them with upsample=True"):
         map_figure({"a": (pictures, torch.rand(2, 4, 4))})
     with pytest.raises(ValueError, match="1 or 3"):
         map_figure({"a": torch.rand(2, 4, 8, 8)})

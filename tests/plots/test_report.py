@@ -319,7 +319,7 @@ def test_shuffling_loader_is_refused(trained, tmp_path):
             return iter(batches(self.images[order], self.targets[order]))
 
     path = tmp_path / "report.html"
-    with pytest.raises(ValueError, match="another order every time"):
+    with pytest.raises(ValueError, match="different order every time"):
         report(trained[0], Shuffled(), path)
     assert list(tmp_path.iterdir()) == []
 
@@ -327,7 +327,7 @@ def test_shuffling_loader_is_refused(trained, tmp_path):
 def test_names_and_reference_that_do_not_fit_are_refused(trained, loader, make_model, tmp_path):
     with pytest.raises(ValueError, match="4 classes, but there are 2 class names"):
         report(trained[0], loader, tmp_path / "report.html", class_names=["a", "b"])
-    with pytest.raises(ValueError, match="the reference 5"):
+    with pytest.raises(ValueError, match="the reference has 5"):
         report(trained[0], loader, tmp_path / "report.html", reference=make_model())
 
 

@@ -48,8 +48,8 @@ def token_grid(model: Any, features: Tensor, images: Tensor) -> tuple[tuple[int,
         if grid is not None:
             return grid, 0
     raise ValueError(
-        f"the features of {kind} have shape {list(features.shape)} and form no grid that could be laid over the image, "
-        "so there are no maps; explain.gradient works for every model, and explain.class_filters needs no grid."
+        f"the features of {kind} have shape {list(features.shape)} and do not form a grid over the image, so there "
+        "are no maps; explain.gradient works for every model, and explain.class_filters needs no grid."
     )
 
 

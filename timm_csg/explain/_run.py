@@ -111,11 +111,11 @@ def class_indices(targets: Targets, logits: Tensor) -> Tensor:
     indices = indices.long().expand(batch) if indices.ndim == 0 else indices.long()
     if indices.shape != (batch,):
         raise ValueError(
-            f"there are {batch} images, but targets have shape {list(indices.shape)}; pass one class each."
+            f"there are {batch} images, but targets have shape {list(indices.shape)}; pass one class per image."
         )
     if int(indices.min()) < 0 or int(indices.max()) >= num_classes:
         raise ValueError(
-            f"targets must lie between 0 and {num_classes - 1}, the model's classes, but are {indices.tolist()}."
+            f"targets must be between 0 and {num_classes - 1}, the model's classes, but are {indices.tolist()}."
         )
     return indices
 
@@ -169,7 +169,7 @@ def run_head(model: Any, features: Tensor, targets: Targets, path: Path = "stand
     if gradient is None:
         raise ValueError(
             f"the logits of {type(model).__name__} do not depend on its last stage's features, so there is nothing to "
-            "explain there; use explain.gradient."
+            "explain; use explain.gradient."
         )
     return StageRun(seen[-1].detach(), gradient, logits.detach(), indices)
 

@@ -72,8 +72,8 @@ def cam(model: nn.Module, images: Tensor, targets: Targets = None, *, upsample: 
         if head_kind(inner, run.features) != "linear":
             raise ValueError(
                 f"CAM needs a head that is pooling → linear, but {type(inner).__name__} has more between its maps and "
-                "its logits; use explain.grad_cam, which equals CAM (divided by the number of positions, negative "
-                "parts cut) where CAM exists."
+                "its logits; use explain.grad_cam, which equals CAM (divided by the number of positions, with "
+                "negative values set to 0) where CAM exists."
             )
         _gradient_maps(inner, run, images)  # refuses heads that read only a class token
         weight = effective_weight(find_classifier(inner))[0][run.targets]
@@ -221,9 +221,9 @@ def _gradient_maps(model: Any, run: StageRun, images: Tensor) -> Tensor:
     gradient = to_maps(model, run.gradient, images)
     if run.gradient.ndim == 3 and not gradient.any() and run.gradient.any():
         raise ValueError(
-            f"the head of {type(model).__name__} reads only the class token, so no gradient reaches the tokens that "
-            "stand for places in the image and the map would be empty. Use explain.gradient, or a model that pools the "
-            "patches: timm.create_model(..., global_pool='avg')."
+            f"the head of {type(model).__name__} reads only the class token, so no gradient reaches the image tokens "
+            "and the map would be empty. Use explain.gradient, or a model that pools the patches: "
+            "timm.create_model(..., global_pool='avg')."
         )
     return gradient
 

@@ -152,8 +152,8 @@ def _at_stage(encoder: Any, images: Tensor) -> tuple[Tensor, Any]:
         features = encoder.forward_features(images)
     if not isinstance(features, Tensor) or features.ndim != 4:
         raise ValueError(
-            f"{type(encoder).__name__} returns no map [batch, filters, height, width] from forward_features; "
-            "pass layer=, a module of it that does."
+            f"{type(encoder).__name__} does not return a map [batch, filters, height, width] from forward_features; "
+            "pass layer=, one of its modules that does."
         )
     channels_last = is_channels_last(encoder)
     maps = (features.movedim(-1, 1) if channels_last else features).detach().clone().requires_grad_()
@@ -176,7 +176,7 @@ def _at_layer(encoder: nn.Module, images: Tensor, layer: nn.Module) -> tuple[Ten
     finally:
         handle.remove()
     if not seen:
-        raise ValueError(f"layer took no part in encoder(images): {layer}; pass a module of the encoder.")
+        raise ValueError(f"layer was not used by encoder(images): {layer}; pass a module of the encoder.")
     return seen[-1], output
 
 

@@ -192,7 +192,7 @@ def strongest_images(
         best = _merge(best, _ranked(maps, seen, by), top)
         seen += len(images)
     if best is None:
-        raise ValueError("the loader yields no images.")
+        raise ValueError("the loader is empty: it yielded no images.")
     return best
 
 
@@ -213,7 +213,9 @@ def _merge(best: StrongestImages | None, more: StrongestImages, top: int) -> Str
         none = torch.full((filters, top), -1, device=nothing.device)
         best = StrongestImages(none, nothing, none[..., None].expand(-1, -1, 2), more.grid)
     if best.grid != more.grid:
-        raise ValueError(f"all images must have one size, but there are maps of {best.grid} and of {more.grid}.")
+        raise ValueError(
+            f"all images must have the same size, but there are maps of {best.grid} and {more.grid}; resize the images."
+        )
     # Stable, so that the earlier of two equal images stays first whatever the batch size.
     order = torch.cat([best.values, more.values], dim=1).argsort(dim=1, descending=True, stable=True)[:, :top]
     indices, values = (torch.cat(pair, dim=1).gather(1, order) for pair in zip(best[:2], more[:2], strict=True))
@@ -252,11 +254,11 @@ def patches(images: Tensor, positions: Tensor, grid: tuple[int, int], *, size: f
             f"and {list(positions.shape)}."
         )
     if not 0 < size <= 1:
-        raise ValueError(f"size must be a share of the image above 0 and at most 1, but is {size!r}.")
+        raise ValueError(f"size must be a fraction of the image, above 0 and at most 1, but is {size!r}.")
     sides = images.shape[-2:]
     inside = (positions >= 0) & (positions < torch.tensor(grid, device=positions.device))
     if not bool(inside.all()):
-        raise ValueError(f"positions must lie on the grid of {grid}, but are {positions.tolist()}.")
+        raise ValueError(f"positions must lie on the grid {grid}, but are {positions.tolist()}.")
     side = max(1, round(size * min(sides)))
     cut = []
     for image, position in zip(images, positions.tolist(), strict=True):
@@ -279,12 +281,12 @@ def _filter_indices(filters: Filters, num_filters: int, device: torch.device) ->
         return torch.arange(num_filters, device=device)
     indices = torch.as_tensor(filters, device=device)
     if indices.numel() == 0:
-        raise ValueError("filters must name at least one filter; leave it out for all of them.")
+        raise ValueError("filters must contain at least one filter; leave it out to get all of them.")
     if indices.is_floating_point() or indices.dtype == torch.bool or indices.ndim > 1:
         raise TypeError(f"filters must be filter indices [filters], but are {indices.dtype} {list(indices.shape)}.")
     indices = indices.long().reshape(-1)
     if int(indices.min()) < 0 or int(indices.max()) >= num_filters:
-        raise ValueError(f"filters must lie between 0 and {num_filters - 1}, but are {indices.tolist()}.")
+        raise ValueError(f"filters must be between 0 and {num_filters - 1}, but are {indices.tolist()}.")
     return indices
 
 

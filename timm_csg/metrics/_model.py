@@ -49,8 +49,8 @@ def seen_maps(model: nn.Module, images: Tensor) -> Tensor:
     features = seen_features(model, images)
     if features.ndim != 4:
         raise ValueError(
-            f"{type(model).__name__} has tokens instead of a map of features, so its filters have no place in the "
-            "image; use a model with a map, see find_stage(model).layout."
+            f"{type(model).__name__} has tokens instead of a feature map, so its filters have no location in the "
+            "image; use a model with a feature map (see find_stage(model).layout)."
         )
     return features.permute(0, 3, 1, 2) if is_channels_last(model) else features
 

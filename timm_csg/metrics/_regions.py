@@ -38,12 +38,12 @@ def check_regions(regions: Tensor, images: int, ndim: int, size: tuple[int, int]
     fits = regions.ndim == ndim and regions.shape[-1] == 4 if is_boxes(regions) else regions.ndim == ndim + 1
     if not fits or (not is_boxes(regions) and tuple(regions.shape[-2:]) != (height, width)):
         raise ValueError(
-            f"{what} must be boxes {shape}, floating point, or masks of {height} x {width} pixels, bool, but have the "
-            f"shape {list(regions.shape)} and the type {regions.dtype}."
+            f"{what} must be boxes {shape}, floating point, or masks of {height} x {width} pixels, bool, but have "
+            f"shape {list(regions.shape)} and type {regions.dtype}."
         )
     if len(regions) < images:
         raise ValueError(
-            f"{what} have {len(regions)} rows, but the loader yields more images; bring annotations into the loader's "
+            f"{what} have {len(regions)} rows, but the loader yields more images; put the annotations in the loader's "
             "order with Annotations.select(dataset.filenames())."
         )
 

@@ -42,8 +42,8 @@ def check_free(directory: Path) -> None:
     """Raise unless the folder is new or empty."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(
-            f"directory must be new or empty, but {directory} is not; open what is there with "
-            "Activations.open(directory), or name another."
+            f"directory must be new or empty, but {directory} is not; read its contents with "
+            "Activations.open(directory), or choose another directory."
         )
 
 
@@ -94,10 +94,12 @@ def gather_rows(
     counts = [count for count, _, _ in everyone]
     if any(given is not None and len(given) != count for count, _, given in everyone):
         given = [(count, None if indices is None else len(indices)) for count, _, indices in everyone]
-        raise ValueError(f"indices must name each image of the loader, but (images, indices) per process are {given}.")
+        raise ValueError(
+            f"there must be one index for every image of the loader, but (images, indices) per process are {given}."
+        )
     shapes = next((shapes for _, shapes, _ in everyone if shapes), [])
     if not shapes:
-        raise ValueError("the loaders of all processes yield no images.")
+        raise ValueError("the loaders of all processes are empty.")
     places, total = _places(counts, [given for _, _, given in everyone])
 
     writes = paths is None or dist.get_rank() == 0

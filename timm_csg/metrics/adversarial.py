@@ -45,7 +45,7 @@ def detection_errors(
 
     if clean.shape != attacked.shape or clean.ndim != 2 or len(clean) < 4:
         raise ValueError(
-            "clean and attacked must be [images, values] of the same 4 or more images, but are "
+            "clean and attacked must be [images, values] for the same images, at least 4, but are "
             f"{list(clean.shape)} and {list(attacked.shape)}."
         )
     order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(seed))
@@ -111,7 +111,7 @@ def path_disagreement(standard_logits: Tensor, gated_logits: Tensor) -> Tensor:
     """
     if standard_logits.shape != gated_logits.shape:
         raise ValueError(
-            f"expected logits of the same images and classes, but found {list(standard_logits.shape)} and "
+            f"expected logits for the same images and classes, but found {list(standard_logits.shape)} and "
             f"{list(gated_logits.shape)}."
         )
     return (standard_logits.softmax(dim=1) - gated_logits.softmax(dim=1)).abs().sum(dim=1) / 2
@@ -157,11 +157,11 @@ def threshold_detection(clean: Tensor, attacked: Tensor, *, false_alarm_rate: fl
     """
     if clean.shape != attacked.shape or clean.ndim != 1 or len(clean) < 4:
         raise ValueError(
-            f"clean and attacked must be scores [images] of the same 4 or more images, but are {list(clean.shape)} and "
-            f"{list(attacked.shape)}."
+            f"clean and attacked must be scores [images] for the same images, at least 4, but are {list(clean.shape)} "
+            f"and {list(attacked.shape)}."
         )
     if not 0 < false_alarm_rate < 1:
-        raise ValueError(f"false_alarm_rate must lie between 0 and 1, but is {false_alarm_rate}.")
+        raise ValueError(f"false_alarm_rate must be between 0 and 1, but is {false_alarm_rate}.")
     clean, attacked = clean.detach().double().cpu(), attacked.detach().double().cpu()
     ordered = clean.sort().values
     below, not_above = (torch.searchsorted(ordered, attacked, right=right).double() for right in (False, True))

@@ -95,7 +95,7 @@ def pgd(
     """
     if not 0 <= eps <= 1 or steps < 1 or (step is not None and step < 0):
         raise ValueError(
-            "eps must lie between 0 and 1 (for 8 grey levels pass 8 / 255), steps be at least 1 and step not negative, "
+            "eps must be between 0 and 1 (for 8 grey levels pass 8 / 255), steps at least 1, and step not negative, "
             f"but found eps={eps}, steps={steps}, step={step}."
         )
     scale, low, high = _pixel_units(model, images, mean, std)
@@ -121,9 +121,11 @@ def _pixel_units(
     known = getattr(model, "pretrained_cfg", None) or {}
     mean, std = known.get("mean") if mean is None else mean, known.get("std") if std is None else std
     if mean is None or std is None:
-        raise ValueError(f"{type(model).__name__} does not say how its images are normalised; pass mean= and std=.")
+        raise ValueError(f"{type(model).__name__} does not state how its images are normalised; pass mean= and std=.")
     if not len(mean) == len(std) == images.shape[1]:
-        raise ValueError(f"images have {images.shape[1]} channels, but mean {tuple(mean)} and std {tuple(std)} do not.")
+        raise ValueError(
+            f"mean and std need one value per channel ({images.shape[1]}), but are {tuple(mean)} and {tuple(std)}."
+        )
     scale = 1 / torch.tensor(std, dtype=torch.float64)[:, None, None]
     low = -torch.tensor(mean, dtype=torch.float64)[:, None, None] * scale
     low, high, scale = (value[None].to(images) for value in (low, low + scale, scale))
@@ -131,6 +133,6 @@ def _pixel_units(
     if len(images) and (float(pixels.min()) < -0.01 or float(pixels.max()) > 1.01):
         raise ValueError(
             f"with mean {tuple(mean)} and std {tuple(std)} the pixels lie between {float(pixels.min()):.2f} and "
-            f"{float(pixels.max()):.2f}, not in [0, 1]; pass the mean and std with which the images were normalised."
+            f"{float(pixels.max()):.2f}, not in [0, 1]; pass the mean and std that the images were normalised with."
         )
     return scale, low, high

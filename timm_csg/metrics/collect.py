@@ -56,14 +56,14 @@ class Activations(NamedTuple):
         missing = [path.name for path in paths[:3] if not path.is_file()]
         if missing:
             raise ValueError(
-                f"expected activations in {directory}, but found no {', '.join(missing)}; make them with "
+                f"expected activations in {directory}, but found no {', '.join(missing)}; create them with "
                 "collect(model, loader, directory=...)."
             )
         columns = [open_rows(path) if path.is_file() else None for path in paths]
         lengths = [len(column) for column in columns if column is not None]
         if len(set(lengths)) > 1:
             raise ValueError(
-                f"the files in {directory} must have one row per image, but have {lengths} rows; collect again."
+                f"the files in {directory} must have one row per image, but have {lengths} rows; run collect() again."
             )
         return cls(*columns)  # type: ignore[arg-type]
 
@@ -91,7 +91,7 @@ class ShardSampler(Sampler[int]):
         rank = dist.get_rank() if rank is None else rank
         world_size = dist.get_world_size() if world_size is None else world_size
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank must lie between 0 and world_size - 1 = {world_size - 1}, but is {rank}.")
+            raise ValueError(f"rank must be between 0 and world_size - 1 = {world_size - 1}, but is {rank}.")
         self.indices = range(rank, num_samples, world_size)
 
     def __iter__(self) -> Iterator[int]:
@@ -152,7 +152,9 @@ def collect(
     if gated_by not in ("target", "prediction"):
         raise ValueError(f"gated_by must be 'target' or 'prediction', but is {gated_by!r}.")
     if indices is not None and not distributed:
-        raise ValueError("indices order the rows of several processes; pass distributed=True with them, or leave out.")
+        raise ValueError(
+            "indices put the rows of several processes in order; pass distributed=True as well, or leave indices out."
+        )
     batches = _batches(model, loader, amp_dtype, progress, gated_by)
     with evaluating(model):
         if directory is None:
@@ -224,7 +226,7 @@ def _write(batches: Iterable[tuple[Tensor, ...]], folder: Path, *, may_be_empty:
         for file in files:
             file.close()
     if not files and not may_be_empty:
-        raise ValueError("the loader yields no images.")
+        raise ValueError("the loader is empty: it yielded no images.")
     return [open_rows(file.path) for file in files]
 
 
@@ -241,7 +243,7 @@ def _gather_into(
 
 def _activations(columns: Sequence[Tensor]) -> Activations:
     if not columns:
-        raise ValueError("the loader yields no images.")
+        raise ValueError("the loader is empty: it yielded no images.")
     features, targets, logits, *gated = columns
     return Activations(features, targets, logits, gated[0] if gated else None)
 

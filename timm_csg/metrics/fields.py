@@ -87,8 +87,8 @@ def _grid(model: Any, height: int, width: int, channels: int) -> tuple[int, int]
     features = model.forward_features(torch.zeros(1, channels, height, width).to(parameter))
     if not isinstance(features, Tensor) or features.ndim != 4:
         raise ValueError(
-            f"{type(model).__name__} has no map of features, so its positions have no place in the image; "
-            "use a model with one, see find_stage(model).layout."
+            f"{type(model).__name__} has no feature map, so its positions have no location in the image; use a model "
+            "with a feature map (see find_stage(model).layout)."
         )
     rows, columns = features.shape[1:3] if is_channels_last(model) else features.shape[2:]
     return int(rows), int(columns)
@@ -126,7 +126,7 @@ def effective_diameter(model: nn.Module, images: Tensor) -> float:
             (gradient,) = torch.autograd.grad(middle.sum(), images)
     energy = gradient.double().square().sum(dim=(0, 1))
     if not energy.any():
-        raise ValueError("no filter responds in the middle of these images; pass other images, or a diameter.")
+        raise ValueError("no filter responds at the centre of these images; pass other images, or a diameter.")
     energy = energy / energy.sum()
     spread = 0.0
     for dim in (0, 1):

@@ -155,6 +155,7 @@ def owner_agreement(gate: Tensor, mutual_information: Tensor) -> Tensor:
     """
     if gate.shape != mutual_information.shape:
         raise ValueError(
-            f"expected two matrices of one shape, but found {list(gate.shape)} and {list(mutual_information.shape)}."
+            f"expected two matrices of the same shape, but found {list(gate.shape)} and "
+            f"{list(mutual_information.shape)}."
         )
     return (owners(gate) == owners(mutual_information)).to(torch.get_default_dtype()).mean()

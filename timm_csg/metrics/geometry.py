@@ -59,7 +59,7 @@ def input_geometry(transform: Any, width: int, height: int) -> Geometry:
             shift, new_size = (-trim_x, -trim_y), (max(1, size[0] - 2 * trim_x), max(1, size[1] - 2 * trim_y))
         elif kind not in _LEAVE_COORDINATES:
             raise ValueError(
-                f"landmarks cannot be followed through the step {kind}; use the transform for evaluation "
+                f"landmarks cannot be tracked through the transform {kind}; use the transform for evaluation "
                 "(is_training=False), or give landmarks in pixels of the input."
             )
         grow = (1.0, 1.0) if shift != (0.0, 0.0) or "Crop" in kind else (new_size[0] / size[0], new_size[1] / size[1])

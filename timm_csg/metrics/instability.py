@@ -202,7 +202,9 @@ def collect_peaks(
             if image_size is None:
                 image_size, centres = size, receptive_field(model, size, channels=images.shape[1])
             if size != image_size:
-                raise ValueError(f"images must have one size, but there are {image_size} and {size}; resize them.")
+                raise ValueError(
+                    f"images must all have the same size, but there are {image_size} and {size}; resize them."
+                )
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
                 maps = seen_features(model, images.to(device, non_blocking=True)).float()
             found = peak_places(maps, centres.centre_y, centres.centre_x, channels_last=is_channels_last(model))
@@ -210,7 +212,7 @@ def collect_peaks(
             if progress is not None:
                 progress(len(targets))
     if image_size is None:
-        raise ValueError("the loader yields no images.")
+        raise ValueError("the loader is empty: it yielded no images.")
     strength, place, targets = (torch.cat(column) for column in zip(*parts, strict=True))
     return Peaks(strength, place, targets, image_size)
 
@@ -225,7 +227,7 @@ def _check(peaks: Peaks, landmarks: Tensor, top: int) -> None:
     if landmarks.ndim != 3 or landmarks.shape[0] != images or landmarks.shape[2] != 2:
         raise ValueError(
             f"expected landmarks [{images}, landmarks, 2], one row per image, but found {list(landmarks.shape)}; "
-            "bring annotations into the loader's order with Annotations.select(dataset.filenames())."
+            "put the annotations in the loader's order with Annotations.select(dataset.filenames())."
         )
     if top < 2:
-        raise ValueError(f"top must be 2 or more images, a deviation needs two, but is {top}.")
+        raise ValueError(f"top must be at least 2 images (a deviation needs two), but is {top}.")

@@ -75,7 +75,7 @@ def value_exceeded(maps: Iterable[Tensor], count: int) -> Tensor:
         rows = rows if largest is None else torch.cat([largest, rows], dim=1)
         largest = rows.topk(min(count + 1, rows.shape[1]), dim=1).values
     if largest is None:
-        raise ValueError("there are no maps.")
+        raise ValueError("maps is empty; pass the maps of at least one image.")
     return largest[:, -1]
 
 
@@ -205,6 +205,6 @@ def _thresholds(maps: Iterable[Tensor], share: float, images: int) -> Tensor:
     iterator = iter(maps)
     first = next(iterator, None)
     if first is None:
-        raise ValueError("the loader yields no images.")
+        raise ValueError("the loader is empty: it yielded no images.")
     count = int(share * images * first.shape[2] * first.shape[3])
     return value_exceeded((batch for batches in ([first], iterator) for batch in batches), count)

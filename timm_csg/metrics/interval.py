@@ -75,12 +75,12 @@ def half_sample_interval(
         (0.75, 0.03)
     """
     if resamples < 2:
-        raise ValueError(f"resamples must be at least 2, but is {resamples}; 100 give a width that is good to 7 %.")
+        raise ValueError(f"resamples must be at least 2, but is {resamples}; 100 estimate the width to within 7 %.")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, but is {confidence}; for 95 % pass 0.95.")
+        raise ValueError(f"confidence must be between 0 and 1, but is {confidence}; for 95 % pass 0.95.")
     targets, generator = targets.cpu(), torch.Generator().manual_seed(random_state)
     if targets.ndim != 1 or len(targets) < 4:
-        raise ValueError(f"targets must be class indices of at least 4 images, but have shape {list(targets.shape)}.")
+        raise ValueError(f"targets must be class indices for at least 4 images, but have shape {list(targets.shape)}.")
     estimate = torch.as_tensor(statistic(torch.arange(len(targets)))).double()
     drawn, sizes = [], []
     for _ in range(resamples):

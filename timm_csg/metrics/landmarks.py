@@ -75,7 +75,9 @@ class Annotations:
             ValueError: If the file has none.
         """
         if "box" not in self.box_names:
-            raise ValueError(f"there is no box named 'box', the object's own; there are {', '.join(self.box_names)}.")
+            raise ValueError(
+                f"there is no box named 'box' (the box of the whole object); the boxes are {', '.join(self.box_names)}."
+            )
         return self.boxes[:, self.box_names.index("box")]
 
     def to_input(self, transform: Any, sizes: Tensor | None = None) -> Annotations:
@@ -124,10 +126,10 @@ def read_annotations(path: str | Path) -> Annotations:
     """
     path = Path(path)
     if path.suffix.lower() not in (".csv", ".json"):
-        raise ValueError(f"{path} must end in .csv or .json, the two formats of annotations.")
+        raise ValueError(f"{path} must end in .csv or .json, the supported annotation formats.")
     records = _read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
     if not records:
-        raise ValueError(f"{path} has no annotations: it needs at least one row after the header.")
+        raise ValueError(f"{path} has no annotations; it needs at least one row below the header.")
     point_names = list(dict.fromkeys(name for record in records for name in record.points))
     box_names = list(dict.fromkeys(name for record in records for name in record.boxes))
     double = [name for name in box_names if name in point_names]
@@ -177,7 +179,7 @@ def _read_csv(path: Path) -> list[_Record]:
             if not name:
                 raise ValueError(f"{where}, column {file_column!r}: the name of the picture is empty.")
             if name in records and not long:
-                raise ValueError(f"{where}, column {file_column!r}: {name!r} is there twice; keep one row per picture.")
+                raise ValueError(f"{where}, column {file_column!r}: {name!r} appears twice; keep one row per picture.")
             size = [_number(row.get(column), f"{where}, column {column!r}") for column in ("width", "height")]
             record = records.setdefault(name, _Record(name, size, {}, {}))
             for group, ends in groups.items():
@@ -201,7 +203,7 @@ def _groups(path: Path, header: Sequence[str]) -> dict[str, tuple[str, ...]]:
         ends = _CORNERS if end in _CORNERS else ("x", "y")
         lacking = [f"{name}_{other}" for other in ends if f"{name}_{other}" not in header]
         if lacking:
-            raise ValueError(f"{path}, line 1, column {column!r}: it needs the column {lacking[0]!r} beside it.")
+            raise ValueError(f"{path}, line 1, column {column!r}: it needs a column {lacking[0]!r} as well.")
         groups.setdefault(name, ends)
     if not groups:
         raise ValueError(
@@ -227,7 +229,9 @@ def _values(row: dict[str, Any], columns: Sequence[str], where: str) -> list[flo
     values = [_number(row.get(column), f"{where}, column {column!r}") for column in columns]
     empty = [column for column, value in zip(columns, values, strict=True) if math.isnan(value)]
     if empty and len(empty) < len(columns):
-        raise ValueError(f"{where}, column {empty[0]!r}: empty, though its neighbours are not; give all or none.")
+        raise ValueError(
+            f"{where}, column {empty[0]!r} is empty, but its neighbours are not; fill in all of them or none."
+        )
     _check_box(values, f"{where}, column {columns[0]!r}")
     return values
 
@@ -243,7 +247,7 @@ def _read_json(path: Path) -> list[_Record]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}).") from error
     if not isinstance(entries, list):
-        raise ValueError(f"{path}: expected a list of records, one for each picture.")
+        raise ValueError(f"{path}: expected a list of records, one per picture.")
     records: dict[str, _Record] = {}
     for number, entry in enumerate(entries):
         where = f"{path}, record {number}"
@@ -251,7 +255,7 @@ def _read_json(path: Path) -> list[_Record]:
         if not isinstance(name, str) or not name:
             raise ValueError(f"{where}: expected an object with the name of the picture in 'file' or 'image'.")
         if name in records:
-            raise ValueError(f"{where}, key 'file': {name!r} is there twice; keep one record per picture.")
+            raise ValueError(f"{where}, key 'file': {name!r} appears twice; keep one record per picture.")
         size = [_number(entry.get(key), f"{where}, key {key!r}") for key in ("width", "height")]
         record = records.setdefault(name, _Record(name, size, {}, {}))
         objects = entry.get("objects")

@@ -116,7 +116,7 @@ def per_image(scores: Tensor, targets: Tensor, seen: Tensor) -> Localisation:
     """Summary of one score for each image; images without an object (``seen`` is False) are left out."""
     scores, targets = scores[seen].double(), targets[seen].cpu()
     if len(scores) == 0:
-        raise ValueError("no image has an object; check that the boxes are in pixels of the input.")
+        raise ValueError("no image contains an object; check that the boxes are in pixels of the model's input.")
     num_classes = int(targets.max()) + 1
     counts = torch.bincount(targets, minlength=num_classes)
     values = [scores, (scores >= 0.2).double(), (scores >= 0.3).double()]
@@ -134,7 +134,7 @@ def batches(loader: Loader, objects: Tensor) -> Iterator[tuple[Tensor, Tensor, T
         yield images, targets.cpu().long(), region_masks(objects, slice(start, stop), *size)
         start = stop
     if start == 0:
-        raise ValueError("the loader yields no images.")
+        raise ValueError("the loader is empty: it yielded no images.")
     if start != len(objects):
         raise ValueError(f"objects have {len(objects)} rows, but the loader yields {start} images.")
 

@@ -67,7 +67,7 @@ def activmap(
                 if progress is not None:
                     progress(len(labels))
         if not any(bool(truth.any()) for truth in masks):
-            raise ValueError("no image has an object; check that the boxes are in pixels of the input.")
+            raise ValueError("no image contains an object; check that the boxes are in pixels of the model's input.")
         maps, classes, truth = torch.cat(kept), torch.cat(targets), torch.cat(masks)
         del kept
         tables.append(_filter_table(maps, classes, truth, share, positive_only))

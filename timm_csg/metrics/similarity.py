@@ -158,7 +158,7 @@ def summarize_similarity(similarity: Tensor, filter_owners: Tensor) -> Similarit
     if similarity.shape != (len(filter_owners), len(filter_owners)):
         raise ValueError(
             f"expected a similarity [filters, filters] of {len(filter_owners)} filters, but found "
-            f"{list(similarity.shape)}; pass owners of the same model."
+            f"{list(similarity.shape)}; pass the owners of the same model."
         )
     filter_owners = filter_owners.to(similarity.device)
     same = filter_owners[:, None] == filter_owners

@@ -75,7 +75,9 @@ def overlay(image: Tensor, heat: Tensor, *, scale: float | None = None) -> Image
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"expected an image [1 or 3 channels, height, width], but found {list(image.shape)}.")
     if heat.ndim != 2:
-        raise ValueError(f"expected a map [height, width], but found {list(heat.shape)}; take one of the batch.")
+        raise ValueError(
+            f"expected a map [height, width], but found {list(heat.shape)}; pass a single map of the batch."
+        )
     size = image.shape[1:]
     if heat.shape != size:
         heat = F.interpolate(heat.detach().float()[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]

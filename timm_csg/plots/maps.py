@@ -65,14 +65,14 @@ def _checked(columns: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> int:
         pictures, maps = value if isinstance(value, tuple) else (value, None)
         if pictures.ndim != 4 or pictures.shape[1] not in (1, 3):
             raise ValueError(
-                f"{name!r} must be pictures [images, 1 or 3, height, width], but is {list(pictures.shape)}."
+                f"{name!r} must be pictures [images, 1 or 3, height, width], but has shape {list(pictures.shape)}."
             )
         if maps is not None and maps.shape != (len(pictures), *pictures.shape[2:]):
             raise ValueError(
                 f"the maps of {name!r} must be {[len(pictures), *pictures.shape[2:]]}, but are {list(maps.shape)}; "
-                "ask for them with upsample=True."
+                "create them with upsample=True."
             )
         rows.add(len(pictures))
     if len(rows) != 1:
-        raise ValueError(f"all columns must hold the same number of images, but hold {sorted(rows)}.")
+        raise ValueError(f"all columns must have the same number of images, but have {sorted(rows)}.")
     return rows.pop()

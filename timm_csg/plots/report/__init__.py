@@ -81,8 +81,8 @@ def report(
         raise ValueError(f"the model has {num_classes} classes, but there are {len(names)} class names.")
     if reference is not None and int(getattr(reference, "num_classes", 0)) != num_classes:
         raise ValueError(
-            f"the model has {num_classes} classes, the reference {getattr(reference, 'num_classes', 0)}; compare "
-            "models of the same classes."
+            f"the model has {num_classes} classes, but the reference has {getattr(reference, 'num_classes', 0)}; "
+            "compare models with the same classes."
         )
     findings = find_out(model, loader)
     compared = None

@@ -53,8 +53,8 @@ def fetch_images(loader: Any, indices: Iterable[int], targets: Tensor) -> dict[i
         for index in here:
             if int(labels[index - start]) != int(targets[index]):
                 raise ValueError(
-                    "the loader gives the images in another order every time, so they cannot be found again; pass one "
-                    "that does not shuffle (shuffle=False, is_training=False)."
+                    "the loader yields the images in a different order every time, so they cannot be found again; "
+                    "pass one that does not shuffle (shuffle=False, is_training=False)."
                 )
             found[index] = images[index - start].detach().float().cpu()
         left -= set(here)
