@@ -12,18 +12,17 @@ from timm_csg.plots import report
 
 @pytest.fixture(scope="session")
 def trained():
-    """A competitive model, and the standard one it is compared with; eight steps of training each."""
+    """A model with assigned filters, and the standard one it is compared with; eight steps of training each."""
     images, targets = coloured(96, seed=1)
     models = []
-    for mechanism in ("csg", None):
+    for mechanism in ("assigned", None):
         torch.manual_seed(0)
         model = timm.create_model("test_resnet", num_classes=4, output_stride=8, channels=(16, 16, 24, 24))
         if mechanism:
-            model = timm_csg.differentiate(model, gating="competitive", sparsity_weight=0.05, classes_per_filter=1.2)
+            model = timm_csg.differentiate(model, mechanism="assigned")
+            timm_csg.assign_filters(model, batches(images, targets))
         loop = timm_csg.TrainingMixin()
-        optimizer = torch.optim.SGD(
-            timm_csg.param_groups(model, lr=0.1, gate_lr=0.3 if mechanism else None), lr=0.1, momentum=0.9
-        )
+        optimizer = torch.optim.SGD(timm_csg.param_groups(model, lr=0.1), lr=0.1, momentum=0.9)
         model.train()
         for step in range(8):
             inputs, labels = images[step % 3 * 32 :][:32], targets[step % 3 * 32 :][:32]
@@ -45,7 +44,7 @@ def loader():
 
 @pytest.fixture(scope="session")
 def report_file(trained, loader, tmp_path_factory):
-    """The report of the competitive model beside the standard one; one class name is an attack."""
+    """The report of that model beside the standard one; one class name is an attack."""
     model, standard = trained
     path = tmp_path_factory.mktemp("report") / "report.html"
     return report(model, loader, path, class_names=CLASS_NAMES, reference=standard, title="Colours & <squares>")

@@ -257,7 +257,7 @@ def test_plain_model_gets_owners_by_mutual_information(trained, loader, tmp_path
 
 
 def test_model_with_label_gate_is_not_credited_with_labels(make_model, loader, tmp_path):
-    model = timm_csg.differentiate(make_model(num_classes=4), gating="label")
+    model = timm_csg.differentiate(make_model(num_classes=4), mechanism="csg")
     words = visible(report(model, loader, tmp_path / "label.html").read_text(encoding="utf-8"))
     assert "Correct answers from own filters only" not in words
 
@@ -265,7 +265,7 @@ def test_model_with_label_gate_is_not_credited_with_labels(make_model, loader, t
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_mambaout"])
 def test_every_layout_gets_a_report(name, make_model, images, tmp_path):
     loader = batches(images.repeat(4, 1, 1, 1) + 0.1 * torch.randn(12, 3, 64, 64), torch.arange(12) % 5, size=6)
-    model = timm_csg.differentiate(make_model(name), gating="competitive", evidence="gate")
+    model = timm_csg.differentiate(make_model(name), mechanism="csg")
     text = report(model, loader, tmp_path / "report.html").read_text(encoding="utf-8")
     assert Outline(text).faults == []
     assert "responds most at the" in text
@@ -379,8 +379,19 @@ def test_places_have_names(cell, words):
     assert place_in_words(heat) == words
 
 
+def test_filters_without_a_class_have_no_owner(make_model, loader, tmp_path):
+    model = timm_csg.differentiate(make_model(num_classes=4), mechanism="assigned", filters_per_class=2)
+    timm_csg.assign_filters(model, loader)
+    findings = find_out(model, loader)
+    assert torch.bincount(findings.owners + 1).tolist() == [88, 2, 2, 2, 2]
+    assert findings.owners[findings.order].tolist() == [0, 0, 1, 1, 2, 2, 3, 3] + [-1] * 88
+    page = report(model, loader, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert visible(page).count("Training gave it no class") == 88
+    assert Outline(page).faults == []
+
+
 def test_open_gate_is_not_called_ownership(make_model, loader, tmp_path):
-    model = timm_csg.differentiate(make_model(num_classes=4), gating="competitive", initial_gate=0.9)
+    model = timm_csg.differentiate(make_model(num_classes=4), mechanism="csg", initial_gate=0.9)
     words = visible(report(model, loader, tmp_path / "open.html").read_text(encoding="utf-8"))
     assert "Training has not given the filters reliable owners" in words
     assert "the evidence for a class comes from its own filters" not in words

@@ -150,6 +150,11 @@ class Book:
         """Height and width of the maps; None without maps."""
         return next((tuple(heat.shape) for heat in self.maps.values()), None)
 
+    def owner(self, index: int) -> str:
+        """The name of a filter's class."""
+        owner = int(self.findings.owners[index])
+        return self.names[owner] if owner >= 0 else "no class"
+
     def answers_of(self, label: int) -> list[Answer]:
         """The explained images of a class."""
         return [answer for answer in self.answers.values() if answer.label == label]

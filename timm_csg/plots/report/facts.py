@@ -72,8 +72,8 @@ class FilterFacts:
     Attributes:
         index: Its number.
         silent: Whether it gives the same response to every image.
-        owner: Its class.
-        gate: Its entry for that class in the class-filter matrix; None without a matrix.
+        owner: Its class; None where a mechanism gave it none.
+        gate: Its largest entry in the class-filter matrix, that for its class; None without a matrix.
         also: The other classes that it serves.
         measured: The class it tells most about.
         by_silence: Whether it responds less to that class than, on average, to the others.
@@ -87,7 +87,7 @@ class FilterFacts:
 
     index: int
     silent: bool
-    owner: int
+    owner: int | None
     gate: float | None
     also: list[int]
     measured: int
@@ -109,8 +109,8 @@ def filter_facts(findings: Findings, index: int) -> FilterFacts:
     return FilterFacts(
         index=index,
         silent=bool(findings.silent[index]),
-        owner=owner,
-        gate=None if findings.gate is None else float(findings.gate[owner, index]),
+        owner=owner if owner >= 0 else None,
+        gate=None if findings.gate is None else float(findings.gate[:, index].max()),
         also=[label for label in findings.serves[:, index].nonzero().flatten().tolist() if label != owner],
         measured=measured,
         by_silence=bool(responses[measured] < responses[torch.arange(len(responses)) != measured].nanmean()),

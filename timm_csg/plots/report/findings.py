@@ -88,7 +88,7 @@ class Findings:
         mutual: Mutual information [classes, filters], nats.
         gate: Class-filter matrix of the mechanism [classes, filters]; None without one.
         gate_name: ``"gate"``, or ``"category"`` where every filter is simply assigned a class (ICNN).
-        owners: The class of each filter [filters].
+        owners: The class of each filter [filters]; -1 where a mechanism gave it none.
         silent: Filters that give the same response to every image [filters].
         strongest: Images that drive each filter most [filters, up to 9], strongest first.
         confusion: Number of images by true (row) and predicted (column) class.
@@ -129,11 +129,12 @@ class Findings:
 
     @cached_property
     def order(self) -> Tensor:
-        """All filters by owner, within a class by gate and then by mutual information, the strongest first."""
+        """All filters by owner, within a class by gate and then by mutual information; those without owner come last."""
         matrix = self.mutual if self.gate is None else self.gate
         order = self.mutual.amax(dim=0).argsort(descending=True, stable=True)
         order = order[matrix.amax(dim=0)[order].argsort(descending=True, stable=True)]
-        return order[self.owners[order].argsort(stable=True)]
+        last = self.owners.masked_fill(self.owners < 0, len(self.mutual))
+        return order[last[order].argsort(stable=True)]
 
     def filters_of(self, label: int) -> list[int]:
         """The filters that a class owns, those that tell most about it first."""
@@ -176,6 +177,8 @@ def find_out(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Findi
     gate = model.mechanism.class_filter_matrix() if is_differentiated(model) else None
     gate = None if gate is None else gate.detach().float().cpu()
     owners = metrics.owners(mutual if gate is None else gate)
+    if gate is not None:
+        owners = owners.masked_fill(gate.amax(dim=0) <= 0, -1)
     silent = seen.features.amax(dim=0) == seen.features.amin(dim=0)
     strongest = seen.features.argsort(dim=0, descending=True, stable=True)[:_STRONGEST].T.contiguous()
     probability = seen.logits.softmax(dim=1)
@@ -215,7 +218,7 @@ def _numbers(
     # With labels the gated path says nothing, and with a mask that always acts it is the standard one.
     uses_labels = is_differentiated(model) and (model.mechanism.needs_targets or model.mechanism.acts_without_targets)
     has_gate = is_differentiated(model) and model.mechanism.paths_differ
-    hits = (seen.targets[strongest] == owners[:, None])[~silent]
+    hits = (seen.targets[strongest] == owners[:, None])[~silent & (owners >= 0)]
     return Numbers(
         images=len(seen.targets),
         classes=mutual.shape[0],
@@ -235,7 +238,8 @@ def _numbers(
 
 def _chance_agreement(owners: Tensor, mutual: Tensor) -> float:
     """How often an owner and a measured class agree when the filters are shuffled among the owners."""
-    shares = [torch.bincount(labels, minlength=len(mutual)) / len(labels) for labels in (owners, mutual.argmax(dim=0))]
+    labels = (owners[owners >= 0], mutual.argmax(dim=0))
+    shares = [torch.bincount(each, minlength=len(mutual)) / max(1, len(each)) for each in labels]
     return float(shares[0] @ shares[1])
 
 

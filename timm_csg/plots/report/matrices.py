@@ -71,7 +71,7 @@ def script_data(book: Book) -> dict[str, Any]:
         "filters": [
             {
                 "id": index,
-                "owner": book.names[owner],
+                "owner": book.owner(index),
                 "row": book.classes.index(owner) if owner in book.classes else None,
             }
             for index, owner in zip(book.filters, findings.owners[book.filters].tolist(), strict=True)
