@@ -129,7 +129,7 @@ class Findings:
 
     @cached_property
     def order(self) -> Tensor:
-        """All filters by owner, within a class by gate and then by mutual information; those without owner come last."""
+        """Filters by owner, in a class by gate, then by mutual information; those without an owner come last."""
         matrix = self.mutual if self.gate is None else self.gate
         order = self.mutual.amax(dim=0).argsort(descending=True, stable=True)
         order = order[matrix.amax(dim=0)[order].argsort(descending=True, stable=True)]
