@@ -84,11 +84,12 @@ def report(
             f"the model has {num_classes} classes, but the reference has {getattr(reference, 'num_classes', 0)}; "
             "compare models with the same classes."
         )
-    findings = find_out(model, loader)
-    compared = None
+    compared, standard_accuracy = None, None
     if reference is not None:
         kind = "reference" if is_differentiated(reference) else "standard model"
         compared = (kind, find_out(reference, loader).numbers)
+        standard_accuracy = None if is_differentiated(reference) else compared[1].accuracy
+    findings = find_out(model, loader, standard_accuracy)
     limits = Limits()
     while len(html := _html(make_book(model, loader, findings, names, title, compared, limits))) > _MOST_BYTES:
         if limits == limits.tighter():

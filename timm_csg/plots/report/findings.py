@@ -17,7 +17,6 @@ from timm_csg.stage import Stage, find_stage
 
 _MOST_HEAD_PASSES = 50  # classes; each costs one pass through a head that is not linear
 _STRONGEST = 9
-_FEW_CLASSES = 2.0  # a filter that works for more has no owner worth the name
 SHARED = 0.5  # of a filter's largest entry: from here on a class counts as served, as in the authors' notebooks
 
 
@@ -60,19 +59,6 @@ class Numbers:
         """How many classes a filter works for, on average; None where filters have a category instead."""
         return None if self.gate_density is None else self.gate_density * self.classes
 
-    @property
-    def owners_hold(self) -> bool:
-        """Whether training gave the filters owners: few classes for each filter, and owners that beat random ones.
-
-        "Few" is at most two, and fewer than all of two classes; "beat" is by three standard errors of the agreement.
-        """
-        if self.owner_agreement is None or self.chance_agreement is None:
-            return False
-        chance = self.chance_agreement
-        error = (chance * (1 - chance) / self.filters) ** 0.5
-        is_few = (self.classes_per_filter or 1.0) <= min(_FEW_CLASSES, (1 + self.classes) / 2)
-        return is_few and self.owner_agreement > chance + 3 * error
-
 
 @dataclass(frozen=True, eq=False)
 class Findings:
@@ -93,6 +79,7 @@ class Findings:
         strongest: Images that drive each filter most [filters, up to 9], strongest first.
         confusion: Number of images by true (row) and predicted (column) class.
         ablation: What removing a class's filters does; None where that would take too long.
+        verdict: Whether the owners can be trusted; None without a class-filter matrix.
     """
 
     numbers: Numbers
@@ -109,6 +96,7 @@ class Findings:
     strongest: Tensor
     confusion: Tensor
     ablation: metrics.Ablation | None
+    verdict: metrics.Verdict | None
 
     @cached_property
     def strength(self) -> Tensor:
@@ -157,12 +145,15 @@ class Findings:
         return [(label, taken, int(wrong[label, taken])) for label, taken in pairs]
 
 
-def find_out(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Findings:
+def find_out(
+    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], standard_accuracy: float | None = None
+) -> Findings:
     """Look at a model: one pass over the images, more only where the head is not linear.
 
     Args:
         model: A plain or differentiated timm classifier.
         loader: Yields (images, class indices), in a fixed order.
+        standard_accuracy: Of a standard model on the same images, for the verdict; None: not known.
 
     Returns:
         The findings, all on the CPU.
@@ -186,8 +177,19 @@ def find_out(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Findi
     ablation = _ablation(model, loader, seen, owners, classes)
     confusion = torch.bincount(seen.targets * classes + predictions, minlength=classes**2).view(classes, classes)
     totals = torch.zeros(classes, seen.features.shape[1]).index_add_(0, seen.targets, seen.features)
+    numbers = _numbers(model, seen, mutual, gate, owners, silent, strongest, ablation)
+    verdict = None
+    if gate is not None:
+        verdict = metrics.verdict(
+            gate,
+            seen.features,
+            seen.targets,
+            accuracy=numbers.accuracy,
+            removal=ablation,
+            standard_accuracy=standard_accuracy,
+        )
     return Findings(
-        numbers=_numbers(model, seen, mutual, gate, owners, silent, strongest, ablation),
+        numbers=numbers,
         stage=stage,
         targets=seen.targets,
         predictions=predictions,
@@ -201,6 +203,7 @@ def find_out(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Findi
         strongest=strongest,
         confusion=confusion,
         ablation=ablation,
+        verdict=verdict,
     )
 
 
