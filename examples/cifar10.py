@@ -1,6 +1,6 @@
 """CIFAR-10 with ResNet20: standard training or a recipe of timm_csg, one visible loop.
 
-python examples/cifar10.py --data cifar10.npz --recipe competitive --epochs 15 --output runs/competitive
+python examples/cifar10.py --data cifar10.npz --recipe assigned --epochs 15 --output runs/assigned
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hugging Face Trainer: scikit-learn's digits, a timm model in TimmWrapper, a competitive gate.
+"""Hugging Face Trainer: scikit-learn's digits, a timm model in TimmWrapper, assigned filters.
 
 python examples/hf_trainer.py
 python examples/hf_trainer.py --epochs 20 --resume    # goes on from the last checkpoint in runs/

@@ -1,4 +1,4 @@
-"""Lightning: scikit-learn's digits, a tiny timm model, both paths of a competitive gate in every step.
+"""Lightning: scikit-learn's digits, a tiny timm model, assigned filters in every step.
 
 python examples/lightning_loop.py
 python examples/lightning_loop.py --resume runs/last.ckpt --epochs 20
@@ -36,7 +36,7 @@ class Classifier(LightningTrainingMixin, L.LightningModule):
 
     def training_step(self, batch, batch_idx):
         losses = self.losses(self.model, *batch, F.cross_entropy)
-        self.log_dict({name: losses[name] for name in ("standard", "gated", "sparsity")})
+        self.log_dict({name: losses[name] for name in ("standard", "gated", "solo")})
         return losses
 
     def validation_step(self, batch, batch_idx):

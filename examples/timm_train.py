@@ -1,6 +1,6 @@
 """timm's own train.py, unmodified, with a differentiated model.
 
-python examples/timm_train.py train.py --recipe competitive DATA --model resnet18 --num-classes 10 --model-ema ...
+python examples/timm_train.py train.py --recipe assigned DATA --model resnet18 --num-classes 10 --model-ema ...
 
 train.py is not in timm's wheel: take the one that belongs to your timm from its repository, for example
 https://raw.githubusercontent.com/huggingface/pytorch-image-models/v1.0.31/train.py. All options but the two below are

@@ -80,13 +80,33 @@ def random_gate():
 
 
 @pytest.fixture
-def gated(random_gate):
-    """Give a differentiated model a random gate; returns the model."""
+def random_assignment():
+    """Factory of assignments [classes, filters]: every class owns a filter, some filters serve none or two classes."""
 
-    def set_gate(model, seed=2):
-        gate = model.mechanism.gate
+    def make(num_classes, num_filters, seed=2):
+        generator = torch.Generator().manual_seed(seed)
+        assignment = torch.rand(num_classes, num_filters, generator=generator) < 1 / num_classes
+        assignment[torch.arange(num_classes), torch.randperm(num_filters, generator=generator)[:num_classes]] = True
+        return assignment
+
+    return make
+
+
+@pytest.fixture
+def gated(random_gate, random_assignment):
+    """Give a differentiated model a random gate, or random assigned filters; returns the model."""
+
+    def set_state(model, seed=2):
+        mechanism = model.mechanism
         with torch.no_grad():
-            gate.copy_(random_gate(*gate.shape, seed=seed))
+            if mechanism.name == "csg":
+                mechanism.gate.copy_(random_gate(*mechanism.gate.shape, seed=seed))
+            else:
+                generator = torch.Generator().manual_seed(seed)
+                mean, variance, scale = torch.rand(3, mechanism.num_filters, generator=generator).add(0.5)
+                mechanism.assign_(random_assignment(*mechanism.assignment.shape, seed=seed), mean, variance)
+                mechanism.scale.copy_(scale)
+                mechanism.bias.copy_(torch.randn(mechanism.num_classes, generator=generator))
         return model
 
-    return set_gate
+    return set_state

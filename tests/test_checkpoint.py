@@ -85,7 +85,7 @@ def test_model_with_constructor_arguments_comes_back(make_model, targets, tmp_pa
 
 
 def test_reset_class_count_comes_back(make_model, images, targets, tmp_path):
-    model = timm_csg.differentiate(make_model(), num_classes=7)
+    model = timm_csg.differentiate(make_model(), num_classes=7, mechanism="csg")
     model.reset_classifier(9)
     loaded = from_pretrained(save_pretrained(model, tmp_path))
     assert loaded.num_classes == 9
@@ -386,12 +386,12 @@ def test_missing_unexpected_and_misshapen_keys_are_named(model, tmp_path):
 
 
 def test_checkpoint_of_another_architecture_is_refused(make_model, saved, tmp_path):
-    model = timm_csg.differentiate(make_model("test_convnext"))
+    model = timm_csg.differentiate(make_model("test_convnext"), mechanism="csg")
     assert_refused(lambda: load_checkpoint(model, saved), model, r"does not fit this \w*ConvNeXt.* and \d+ more")
 
 
 def test_other_class_count_is_refused(make_model, saved):
-    model = timm_csg.differentiate(make_model(), num_classes=4)
+    model = timm_csg.differentiate(make_model(), num_classes=4, mechanism="csg")
     assert_refused(lambda: load_checkpoint(model, saved), model, r"fc.weight has shape \[5, 96\] instead of \[4, 96\]")
 
 
@@ -447,7 +447,7 @@ def test_wrong_config_is_explained(other, saved, change, words):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda config: config["timm_csg"]["config"].update(gating="other"),
+        lambda config: config["timm_csg"]["config"].update(sparsity_norm="other"),
         lambda config: config["timm_csg"]["config"].update(typo=1),
         lambda config: config.pop("architecture"),
         lambda config: config.update(architecture="resnet_of_the_future"),
@@ -482,7 +482,7 @@ def test_files_have_the_permissions_of_any_new_file(tiny_model, tmp_path):
 
 
 def test_numbers_of_other_weights_do_not_stay(tiny_model, tmp_path):
-    model = timm_csg.differentiate(tiny_model)
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
     timm_csg.save_pretrained(model, tmp_path, metrics={"accuracy": 0.5})
     timm_csg.save_pretrained(model, tmp_path)
     assert not (tmp_path / "metrics.json").exists()

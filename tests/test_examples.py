@@ -55,7 +55,7 @@ def test_examples_have_at_most_90_lines(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 90
 
 
-@pytest.mark.parametrize("options", [[], ["--competitive"]], ids=["alternating", "competitive"])
+@pytest.mark.parametrize("options", [[], ["--paper"]], ids=["assigned", "paper"])
 def test_plain_loop_learns_and_saves(run_example, tmp_path, options):
     result = run_example("plain_loop", "--epochs", 3, "--output", tmp_path / "model", *options)
     assert result["accuracy"] > 0.5
@@ -66,7 +66,7 @@ def test_plain_loop_learns_and_saves(run_example, tmp_path, options):
     assert torch.equal(plain(images), timm_csg.from_pretrained(tmp_path / "model")(images))
 
 
-@pytest.mark.parametrize("recipe", ["standard", "competitive", "paper"])
+@pytest.mark.parametrize("recipe", ["standard", "assigned", "paper"])
 def test_cifar10_runs_on_a_file_of_its_format(run_example, cifar, tmp_path, recipe):
     output = tmp_path / recipe
     arguments = ["--data", cifar, "--recipe", recipe, "--epochs", 1, "--batch-size", 20, "--output", output]
@@ -94,7 +94,7 @@ def test_animal_localisation_measures_every_checkpoint(run_example, tmp_path):
     (tmp_path / "marks.csv").write_text("\n".join(rows))
     model = timm.create_model("test_resnet", num_classes=2)
     timm.models.save_for_hf(model, tmp_path / "plain", safe_serialization=True)
-    timm_csg.save_pretrained(timm_csg.differentiate(model), tmp_path / "ours")
+    timm_csg.save_pretrained(timm_csg.differentiate(model, mechanism="csg"), tmp_path / "ours")
     output = tmp_path / "out.json"
     common = ["--images", tmp_path / "pictures", "--annotations", tmp_path / "marks.csv", "--size", 64]
     run_example("animal_localisation", tmp_path / "plain", tmp_path / "ours", *common, "--output", output)
@@ -140,12 +140,12 @@ def test_animal_parts_measures_and_draws(run_example, tmp_path):
 def test_cifar10_metrics_compares_checkpoints(run_example, cifar, tmp_path):
     run_example("cifar10", "--data", cifar, "--epochs", 1, "--batch-size", 20, "--output", tmp_path / "ours")
     checkpoint.save_plain(timm.create_model("resnet20_cifar"), tmp_path / "plain")
-    groups = [f"standard={tmp_path / 'plain'}", f"competitive={tmp_path / 'ours'},{tmp_path / 'ours'}"]
+    groups = [f"standard={tmp_path / 'plain'}", f"assigned={tmp_path / 'ours'},{tmp_path / 'ours'}"]
     result = run_example("cifar10_metrics", "--data", cifar, "--output", tmp_path / "table", *groups)
     assert json.loads((tmp_path / "table.json").read_text()) == result
-    assert result["competitive"][0] == result["competitive"][1]
-    assert "gate density" in result["competitive"][0]
+    assert result["assigned"][0] == result["assigned"][1]
+    assert "gate density" in result["assigned"][0]
     assert "gate density" not in result["standard"][0]
     table = (tmp_path / "table.md").read_text().splitlines()
-    assert table[0] == "| metric | standard | competitive |"
+    assert table[0] == "| metric | standard | assigned |"
     assert any(line.startswith("| gate density | – | ") and line.endswith(" ± 0.0000 |") for line in table)

@@ -1,4 +1,4 @@
-"""differentiate: the standard path, the gated path, targets, competitive gating, and the way back."""
+"""differentiate: the standard path, the gated path, targets, and the way back."""
 
 import copy
 
@@ -11,6 +11,7 @@ from torch import nn
 
 import timm_csg
 from timm_csg import PathOutputs
+from timm_csg.mechanisms.assigned import blind_assignment
 
 BOTH = ("standard", "gated")
 LAYOUTS = {"test_resnet": "NCHW", "test_convnext": "NCHW", "test_mambaout": "NHWC", "test_vit": "NLC"}
@@ -31,11 +32,11 @@ def count_backbone_passes(model, monkeypatch):
 # The standard path
 
 
-@pytest.mark.parametrize("gating", ["label", "competitive"])
+@pytest.mark.parametrize("mechanism", ["csg", "assigned"])
 @pytest.mark.parametrize("training", [False, True])
-def test_standard_path_is_bit_equal_to_plain_timm(any_model, images, gated, gating, training):
+def test_standard_path_is_bit_equal_to_plain_timm(any_model, images, gated, mechanism, training):
     plain = copy.deepcopy(any_model).train(training)
-    model = gated(timm_csg.differentiate(any_model.train(training), gating=gating))
+    model = gated(timm_csg.differentiate(any_model.train(training), mechanism=mechanism))
     assert torch.equal(model(images), plain(images))
     plain.load_state_dict({key: value for key, value in model.state_dict().items() if not key.startswith("mechanism.")})
     assert torch.equal(model(images, paths=("standard",)).standard, plain(images))
@@ -43,19 +44,19 @@ def test_standard_path_is_bit_equal_to_plain_timm(any_model, images, gated, gati
 
 def test_two_halves_called_by_hand_are_bit_equal_to_plain_timm(any_model, images, gated):
     expected = any_model(images)
-    model = gated(timm_csg.differentiate(any_model))
+    model = gated(timm_csg.differentiate(any_model, mechanism="csg"))
     assert torch.equal(model.forward_head(model.forward_features(images)), expected)
 
 
 def test_pre_logits_without_targets_are_those_of_plain_timm(any_model, images, gated):
     expected = any_model.forward_head(any_model.forward_features(images), pre_logits=True)
-    model = gated(timm_csg.differentiate(any_model))
+    model = gated(timm_csg.differentiate(any_model, mechanism="csg"))
     assert torch.equal(model.forward_head(model.forward_features(images), pre_logits=True), expected)
 
 
 def test_standard_gradients_are_bit_equal_to_plain_timm(any_model, images, targets):
     plain = copy.deepcopy(any_model)
-    model = timm_csg.differentiate(any_model)
+    model = timm_csg.differentiate(any_model, mechanism="csg")
     for each in (plain, model):
         F.cross_entropy(each(images), targets).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -69,18 +70,12 @@ def test_standard_gradients_are_bit_equal_to_plain_timm(any_model, images, targe
 @pytest.mark.parametrize("training", [False, True])
 def test_gate_of_ones_leaves_logits_unchanged(any_model, images, targets, training):
     plain = copy.deepcopy(any_model).train(training)
-    model = timm_csg.differentiate(any_model, initial_gate=1.0).train(training)
+    model = timm_csg.differentiate(any_model, initial_gate=1.0, mechanism="csg").train(training)
     assert torch.equal(model(images, targets), plain(images))
 
 
-def test_competitive_gate_of_ones_leaves_logits_nearly_unchanged(any_model, images):
-    expected = any_model(images)
-    model = timm_csg.differentiate(any_model, gating="competitive", initial_gate=1.0)
-    torch.testing.assert_close(model(images, paths=("gated",)).gated, expected, rtol=1e-4, atol=1e-5)
-
-
 def test_gate_of_zeros_leaves_only_the_bias(tiny_model, images, targets):
-    model = timm_csg.differentiate(tiny_model, initial_gate=0.0)
+    model = timm_csg.differentiate(tiny_model, initial_gate=0.0, mechanism="csg")
     assert torch.equal(model(images, targets), model.fc.bias.expand(3, -1))
 
 
@@ -105,7 +100,7 @@ FORMS_OF_TARGETS = {
 
 @pytest.mark.parametrize("form", FORMS_OF_TARGETS)
 def test_gated_path_is_the_plain_head_on_gated_features(make_model, name, images, targets, gated, form):
-    model = gated(timm_csg.differentiate(make_model(name)))
+    model = gated(timm_csg.differentiate(make_model(name), mechanism="csg"))
     given = FORMS_OF_TARGETS[form](targets)
     seen = reference.gated_features(model.forward_features(images), model.mechanism.gate, given, LAYOUTS[name])
     torch.testing.assert_close(model(images, given), model.forward_head(seen))
@@ -113,19 +108,19 @@ def test_gated_path_is_the_plain_head_on_gated_features(make_model, name, images
 
 @pytest.mark.parametrize("form", ["soft", "one-hot"])
 def test_one_hot_and_indices_say_the_same(tiny_model, images, targets, gated, form):
-    model = gated(timm_csg.differentiate(tiny_model))
+    model = gated(timm_csg.differentiate(tiny_model, mechanism="csg"))
     assert torch.equal(model(images, F.one_hot(targets, 5).float()), model(images, targets))
 
 
 def test_gate_gets_gradient_only_in_the_rows_of_the_batch(any_model, images):
-    model = timm_csg.differentiate(any_model)
+    model = timm_csg.differentiate(any_model, mechanism="csg")
     F.cross_entropy(model(images, torch.tensor([3, 3, 1])), torch.tensor([3, 3, 1])).backward()
     touched = model.mechanism.gate.grad.abs().sum(dim=1) > 0
     assert touched.tolist() == [False, True, False, True, False]
 
 
 def test_gated_pre_logits_see_the_gate(tiny_model, images, targets, gated):
-    model = gated(timm_csg.differentiate(tiny_model))
+    model = gated(timm_csg.differentiate(tiny_model, mechanism="csg"))
     features = model.forward_features(images)
     plain = model.forward_head(features, pre_logits=True)
     torch.testing.assert_close(
@@ -159,25 +154,25 @@ def test_gated_pre_logits_see_the_gate(tiny_model, images, targets, gated):
     ],
 )
 def test_wrong_targets_are_named_with_what_was_found(tiny_model, images, targets, error, words):
-    model = timm_csg.differentiate(tiny_model)
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
     with pytest.raises(error, match=words):
         model(images, targets)
 
 
 def test_empty_batch_gives_empty_logits(tiny_model):
-    model = timm_csg.differentiate(tiny_model)
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
     assert model(torch.rand(0, 3, 64, 64), torch.zeros(0, dtype=torch.long)).shape == (0, 5)
 
 
-def test_label_gating_asks_for_the_targets_it_needs(tiny_model, images):
-    model = timm_csg.differentiate(tiny_model)
-    with pytest.raises(ValueError, match=r"needs targets.*model\(images, targets\).*gating='competitive'"):
+def test_label_gate_asks_for_the_targets_it_needs(tiny_model, images):
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
+    with pytest.raises(ValueError, match=r"needs targets.*model\(images, targets\).*mechanism='assigned'"):
         model(images, paths=BOTH)
 
 
 @pytest.mark.parametrize("paths", [(), ("gate",), ("standard", "both"), "gated"])
 def test_unknown_paths_are_named(tiny_model, images, targets, paths):
-    model = timm_csg.differentiate(tiny_model)
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
     with pytest.raises(ValueError, match=r"one or both of \('standard', 'gated'\)"):
         model(images, targets, paths=paths)
 
@@ -185,20 +180,20 @@ def test_unknown_paths_are_named(tiny_model, images, targets, paths):
 # Both paths
 
 
-@pytest.mark.parametrize("gating", ["label", "competitive"])
-def test_both_paths_take_one_backbone_pass(any_model, images, targets, gated, gating, monkeypatch):
-    model = gated(timm_csg.differentiate(any_model, gating=gating))
+@pytest.mark.parametrize("mechanism", ["csg", "assigned"])
+def test_both_paths_take_one_backbone_pass(any_model, images, targets, gated, mechanism, monkeypatch):
+    model = gated(timm_csg.differentiate(any_model, mechanism=mechanism))
     expected = PathOutputs(model(images), model(images, targets), {})
     calls = count_backbone_passes(model, monkeypatch)
     found = model(images, targets, paths=BOTH)
     assert len(calls) == 1
     assert torch.equal(found.standard, expected.standard)
     assert torch.equal(found.gated, expected.gated)
-    assert set(found.losses) == {"sparsity"}
+    assert set(found.losses) == {"sparsity" if mechanism == "csg" else "solo"}
 
 
 def test_only_the_paths_asked_for_are_computed(tiny_model, images, targets):
-    model = timm_csg.differentiate(tiny_model)
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
     standard, gated = model(images, targets, paths=("standard",)), model(images, targets, paths=("gated",))
     assert standard.gated is None
     assert standard.losses == {}
@@ -207,117 +202,28 @@ def test_only_the_paths_asked_for_are_computed(tiny_model, images, targets):
 
 
 def test_calling_with_targets_returns_logits_as_every_timm_model_does(tiny_model, images, targets):
-    model = timm_csg.differentiate(tiny_model)
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
     assert isinstance(model(images), torch.Tensor)
     assert isinstance(model(images, targets), torch.Tensor)
     assert isinstance(model(images, targets, paths=BOTH), PathOutputs)
 
 
-# Competitive gating
+# A gated path without labels
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "kwargs"),
-    [
-        ("test_resnet", "linear", {}),
-        ("test_byobnet", "linear", {}),
-        ("test_resnet", "linear", {"global_pool": "max"}),
-        ("test_resnet", "linear", {"global_pool": "avgmax"}),
-        ("test_resnet", "map", {"global_pool": "catavgmax"}),
-        ("test_convnext", "pooled", {}),
-        ("test_mambaout", "pooled", {}),
-        ("test_vit", "linear", {}),
-        ("test_vit", "map", {"global_pool": "avg"}),
-        ("test_vit", "map", {"global_pool": "map"}),
-        ("vgg11", "map", {"depth_multiplier": None}),
-    ],
-)
-def test_competitive_logits_equal_one_class_at_a_time(make_model, images, random_gate, name, kind, kwargs):
-    if name == "vgg11":  # a conv before pooling; thin, since the real one has 130 million parameters
-        model = timm.models.VGG(cfg=[8, "M", 8, "M", 16, "M", 16, "M"], num_classes=5).eval()
-    else:
-        model = make_model(name, **kwargs)
-    layout = LAYOUTS.get(name, "NCHW")
-    forward_head = copy.deepcopy(model).forward_head
-    model = timm_csg.differentiate(model, gating="competitive")
-    assert model.head_kind == kind
-    with torch.no_grad():
-        model.mechanism.gate.copy_(random_gate(5, model.num_features))
-        expected = reference.competitive_logits(
-            model.forward_features(images), model.mechanism.gate, layout, forward_head
-        )
-        found = model(images, paths=("gated",)).gated
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_competitive_logits_ignore_the_targets(any_model, images, targets, gated):
-    model = gated(timm_csg.differentiate(any_model, gating="competitive"))
+def test_logits_of_assigned_filters_ignore_the_targets(any_model, images, targets, gated):
+    model = gated(timm_csg.differentiate(any_model, mechanism="assigned"))
     without = model(images, paths=("gated",)).gated
     assert torch.equal(model(images, targets), without)
     assert torch.equal(model(images, (targets + 1) % 5), without)
 
 
-@pytest.mark.parametrize(("name", "kwargs"), [("test_convnext", {}), ("test_vit", {"global_pool": "avg"})])
-def test_classes_in_chunks_give_the_same_logits(make_model, images, gated, name, kwargs, monkeypatch):
-    model = gated(timm_csg.differentiate(make_model(name, **kwargs), gating="competitive"))
-    expected = model(images, paths=("gated",)).gated
-    two = lambda *values: 2 if values[0] == 1 else max(values)  # noqa: E731
-    monkeypatch.setattr("timm_csg.mechanisms.csg.max", two, raising=False)
-    torch.testing.assert_close(model(images, paths=("gated",)).gated, expected)
-
-
-@pytest.mark.parametrize("evidence", ["any", "positive", "gate"])
-def test_evidence_equals_the_literal_formula(tiny_model, images, gated, evidence):
-    model = gated(timm_csg.differentiate(tiny_model, gating="competitive", evidence=evidence))
-    with torch.no_grad():
-        expected = reference.evidence_logits(
-            model.forward_features(images), model.mechanism.gate, model.fc.weight, model.fc.bias, evidence
-        )
-        torch.testing.assert_close(model(images, paths=("gated",)).gated, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("name", "kwargs"), [("test_convnext", {}), ("test_vit", {"global_pool": "avg"})])
-def test_positive_evidence_is_refused_where_the_head_is_not_linear(make_model, images, name, kwargs):
-    model = timm_csg.differentiate(make_model(name, **kwargs), gating="competitive", evidence="positive")
-    with pytest.raises(ValueError, match=r"positive.*linear head.*use evidence="):
-        model(images, paths=("gated",))
-
-
-def test_gate_as_evidence_sums_the_mean_responses_of_a_classes_filters(make_model, name, images, gated):
-    num_filters = make_model(name).num_features
-    options = {"gating": "competitive", "evidence": "gate", "evidence_scale": num_filters / 5}  # a plain sum
-    model = gated(timm_csg.differentiate(make_model(name), **options))
-    features = model.forward_features(images)
-    if name == "test_vit":
-        pooled = model.forward_head(features, pre_logits=True)  # the class token
-    else:
-        pooled = features.mean(dim=(2, 3) if LAYOUTS[name] == "NCHW" else (1, 2))
-    bias = model.get_classifier().bias if model.head_kind == "linear" else 0
-    torch.testing.assert_close(model(images, paths=("gated",)).gated, pooled @ model.mechanism.gate.T + bias)
-
-
-def test_filter_dropout_acts_on_the_gated_path_in_training_only(any_model, images, gated):
-    model = gated(timm_csg.differentiate(any_model, gating="competitive", filter_dropout=0.5))
-    assert torch.equal(*(model(images, paths=("gated",)).gated for _ in range(2)))
-    model.mechanism.train()
-    first, second = (model(images, paths=BOTH) for _ in range(2))
-    assert not torch.equal(first.gated, second.gated)
-    assert torch.equal(first.standard, second.standard)
-
-
-def test_foreign_term_appears_with_its_weight_and_a_linear_head(make_model, images, targets):
-    options = {"gating": "competitive", "foreign_weight": 0.1}
-    linear = timm_csg.differentiate(make_model(), **options)
-    pooled = timm_csg.differentiate(make_model("test_convnext"), **options)
-    assert set(linear(images, targets, paths=BOTH).losses) == {"sparsity", "foreign"}
-    assert set(pooled(images, targets, paths=BOTH).losses) == {"sparsity"}
-
-
-def test_competitive_gradient_reaches_gate_backbone_and_classifier(any_model, images, targets, gated):
-    model = gated(timm_csg.differentiate(any_model, gating="competitive"))
-    F.cross_entropy(model(images, targets), targets).backward()
+def test_gradient_of_both_paths_reaches_mechanism_backbone_and_classifier(any_model, images, targets, gated):
+    model = gated(timm_csg.differentiate(any_model, mechanism="assigned"))
+    found = model(images, targets, paths=BOTH)
+    (F.cross_entropy(found.standard, targets) + F.cross_entropy(found.gated, targets)).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    assert model.mechanism.gate.grad.abs().sum() > 0
+    assert model.mechanism.scale.grad.abs().sum() > 0
 
 
 def test_head_kind_does_not_depend_on_fresh_batch_norm_statistics():
@@ -334,20 +240,20 @@ def test_head_kind_does_not_depend_on_fresh_batch_norm_statistics():
         model.head_norm = nn.BatchNorm1d(8)
         return model.eval()
 
-    fresh = timm_csg.differentiate(build(), gating="competitive")
+    fresh = timm_csg.differentiate(build(), mechanism="assigned")
     trained = build()
     trained.head_norm.running_mean.fill_(0.3)
     trained.head_norm.bias.data.fill_(0.2)
-    trained = timm_csg.differentiate(trained, gating="competitive")
-    assert fresh.head_kind == trained.head_kind == "pooled"
+    trained = timm_csg.differentiate(trained, mechanism="assigned")
+    assert fresh.head_kind == trained.head_kind == "normed"
 
 
 # What differentiate leaves alone
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("gating", ["label", "competitive"])
-def test_differentiating_leaves_weights_modes_grads_and_random_state(any_model, gating, training):
+@pytest.mark.parametrize("mechanism", ["csg", "assigned"])
+def test_differentiating_leaves_weights_modes_grads_and_random_state(any_model, mechanism, training):
     any_model.train(training)
     first = next(any_model.parameters())
     first.grad = torch.ones_like(first)
@@ -356,7 +262,7 @@ def test_differentiating_leaves_weights_modes_grads_and_random_state(any_model, 
     before = copy.deepcopy(any_model.state_dict())
     modes = {name: module.training for name, module in any_model.named_modules()}
     rng = torch.random.get_rng_state()
-    model = timm_csg.differentiate(any_model, gating=gating)
+    model = timm_csg.differentiate(any_model, mechanism=mechanism)
     assert torch.equal(torch.random.get_rng_state(), rng)
     after = {name: module.training for name, module in model.named_modules()}
     assert after.pop("mechanism") is training
@@ -369,7 +275,7 @@ def test_differentiating_leaves_weights_modes_grads_and_random_state(any_model, 
 
 def test_same_object_comes_back_and_is_still_its_timm_class(any_model):
     plain_class = type(any_model)
-    model = timm_csg.differentiate(any_model)
+    model = timm_csg.differentiate(any_model, mechanism="csg")
     assert model is any_model
     assert isinstance(model, plain_class)
     assert isinstance(model, timm_csg.DifferentiatedModel)
@@ -377,7 +283,10 @@ def test_same_object_comes_back_and_is_still_its_timm_class(any_model):
 
 
 def test_models_of_one_class_share_one_differentiated_class(make_model):
-    first, second = timm_csg.differentiate(make_model()), timm_csg.differentiate(make_model(), gating="competitive")
+    first, second = (
+        timm_csg.differentiate(make_model(), mechanism="csg"),
+        timm_csg.differentiate(make_model(), mechanism="assigned"),
+    )
     assert type(first) is type(second)
     assert type(first).__name__ == "ResNet"  # as timm's CheckpointSaver writes it, without args
     assert repr(first).startswith("DifferentiatedResNet(")
@@ -385,32 +294,36 @@ def test_models_of_one_class_share_one_differentiated_class(make_model):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_mechanism_follows_the_models_dtype(tiny_model, dtype):
-    assert timm_csg.differentiate(tiny_model.to(dtype)).mechanism.gate.dtype == dtype
+    assert timm_csg.differentiate(tiny_model.to(dtype), mechanism="csg").mechanism.gate.dtype == dtype
 
 
 def test_differentiating_twice_is_refused_with_the_remedy(tiny_model):
-    model = timm_csg.differentiate(tiny_model)
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
     with pytest.raises(ValueError, match=r"already differentiated \(mechanism 'csg'\); undifferentiate\(\) it first"):
-        timm_csg.differentiate(model)
+        timm_csg.differentiate(model, mechanism="csg")
 
 
 def test_attribute_of_the_same_name_is_refused(tiny_model):
     tiny_model.mechanism = nn.Identity()
     with pytest.raises(ValueError, match="already has an attribute 'mechanism'; rename"):
-        timm_csg.differentiate(tiny_model)
+        timm_csg.differentiate(tiny_model, mechanism="csg")
 
 
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"mechanism": "cgs"}, ValueError, "unknown mechanism 'cgs'; known are chain, csg"),
+        ({"mechanism": "cgs"}, ValueError, "unknown mechanism 'cgs'; known are assigned, chain, csg"),
         ({"mechanism": None}, TypeError, "mechanism must be a name"),
-        ({"beta": 4.0}, ValueError, "no option beta; its options are gating"),
-        ({"gating": "soft"}, ValueError, "gating must be one of 'label', 'competitive', but is 'soft'"),
+        ({"beta": 4.0}, ValueError, "no option beta; its options are filters_per_class"),
+        (
+            {"mechanism": "csg", "sparsity_norm": "l3"},
+            ValueError,
+            "sparsity_norm must be one of 'l1', 'l2', 'smooth_l1', but is 'l3'",
+        ),
         ({"num_classes": 0}, ValueError, "num_classes must be .* but is 0"),
         ({"num_classes": 2.0}, ValueError, r"num_classes must be .* but is 2\.0"),
-        ({"classes_per_filter": 6.0}, ValueError, r"between 1 and the 5 classes, but is 6\.0"),
-        ({"mechanism": timm_csg.CSGConfig(), "gating": "label"}, ValueError, r"either a CSGConfig or options.*gating"),
+        ({"mechanism": "csg", "classes_per_filter": 6.0}, ValueError, r"between 1 and the 5 classes, but is 6\.0"),
+        ({"mechanism": timm_csg.CSGConfig(), "beta": 1}, ValueError, r"either a CSGConfig or options.*beta"),
     ],
 )
 def test_wrong_option_is_named_and_the_model_left_plain(tiny_model, options, error, words):
@@ -426,19 +339,19 @@ def test_wrong_option_is_named_and_the_model_left_plain(tiny_model, options, err
 
 def test_number_of_classes_is_kept_unless_given(tiny_model):
     classifier = tiny_model.fc
-    model = timm_csg.differentiate(tiny_model)
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
     assert model.fc is classifier
     assert model.mechanism.gate.shape == (5, 96)
 
 
 def test_same_number_of_classes_keeps_the_classifier(tiny_model):
     classifier = tiny_model.fc
-    assert timm_csg.differentiate(tiny_model, num_classes=5).fc is classifier
+    assert timm_csg.differentiate(tiny_model, num_classes=5, mechanism="csg").fc is classifier
 
 
 def test_other_number_of_classes_resets_the_classifier_with_a_log_line(any_model, images, caplog):
     with caplog.at_level("INFO", logger="timm_csg"):
-        model = timm_csg.differentiate(any_model, num_classes=7)
+        model = timm_csg.differentiate(any_model, num_classes=7, mechanism="csg")
     assert "from 5 to 7 classes" in caplog.text
     assert model.num_classes == 7
     assert model(images).shape == model(images, torch.tensor([0, 5, 6])).shape == (3, 7)
@@ -447,36 +360,40 @@ def test_other_number_of_classes_resets_the_classifier_with_a_log_line(any_model
 def test_model_without_classes_needs_a_number(make_model):
     model = make_model(num_classes=0)
     with pytest.raises(ValueError, match="but is 0; pass num_classes="):
-        timm_csg.differentiate(model)
-    assert timm_csg.differentiate(model, num_classes=3).mechanism.gate.shape == (3, 96)
+        timm_csg.differentiate(model, mechanism="csg")
+    assert timm_csg.differentiate(model, num_classes=3, mechanism="csg").mechanism.gate.shape == (3, 96)
 
 
-@pytest.mark.parametrize("gating", ["label", "competitive"])
-def test_reset_classifier_makes_the_mechanism_anew(any_model, images, gated, gating):
-    model = gated(timm_csg.differentiate(any_model, gating=gating, initial_gate=0.25)).train()
+@pytest.mark.parametrize("mechanism", ["csg", "assigned"])
+def test_reset_classifier_makes_the_mechanism_anew(any_model, images, gated, mechanism):
+    options = {"initial_gate": 0.25} if mechanism == "csg" else {"filters_per_class": 2}
+    model = gated(timm_csg.differentiate(any_model, mechanism=mechanism, **options)).train()
     model.reset_classifier(9)
     model.eval()
-    assert torch.equal(model.mechanism.gate, torch.full((9, model.num_features), 0.25))
-    assert model.mechanism.config.gating == gating
+    expected = torch.full((9, model.num_features), 0.25)
+    if mechanism == "assigned":
+        expected = blind_assignment(9, model.num_features, filters_per_class=2).float()
+    assert torch.equal(model.mechanism.class_filter_matrix(), expected)
+    assert model.mechanism.name == mechanism
     assert model(images, torch.tensor([0, 5, 8])).shape == (3, 9)
 
 
 def test_reset_classifier_probes_the_head_again(tiny_model, images):
-    model = timm_csg.differentiate(tiny_model, gating="competitive")
+    model = timm_csg.differentiate(tiny_model, mechanism="assigned")
     model.reset_classifier(5, global_pool="catavgmax")
     assert model.head_kind == "map"
     assert model(images, paths=("gated",)).gated.shape == (3, 5)
 
 
 def test_reset_classifier_to_no_classes_is_refused(tiny_model):
-    model = timm_csg.differentiate(tiny_model)
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
     with pytest.raises(ValueError, match=r"needs classes, but num_classes=0; undifferentiate\(\) first"):
         model.reset_classifier(0)
     assert model.fc.out_features == 5
 
 
 def test_refused_reset_leaves_the_model_as_it_was(tiny_model, images, targets):
-    model = timm_csg.differentiate(tiny_model, classes_per_filter=4.0)
+    model = timm_csg.differentiate(tiny_model, classes_per_filter=4.0, mechanism="csg")
     expected = model(images, targets)
     with pytest.raises(ValueError, match="classes_per_filter"):
         model.reset_classifier(3)
@@ -487,11 +404,11 @@ def test_refused_reset_leaves_the_model_as_it_was(tiny_model, images, targets):
 # The way back
 
 
-@pytest.mark.parametrize("gating", ["label", "competitive"])
-def test_undifferentiate_is_the_exact_inverse(any_model, images, gated, gating):
+@pytest.mark.parametrize("mechanism", ["csg", "assigned"])
+def test_undifferentiate_is_the_exact_inverse(any_model, images, gated, mechanism):
     plain_class, expected = type(any_model), any_model(images)
     keys, attributes = list(any_model.state_dict()), set(vars(any_model))
-    model = timm_csg.undifferentiate(gated(timm_csg.differentiate(any_model, gating=gating)))
+    model = timm_csg.undifferentiate(gated(timm_csg.differentiate(any_model, mechanism=mechanism)))
     assert model is any_model
     assert type(model) is plain_class
     assert list(model.state_dict()) == keys
@@ -501,8 +418,8 @@ def test_undifferentiate_is_the_exact_inverse(any_model, images, gated, gating):
 
 
 def test_undifferentiated_model_can_be_differentiated_again(tiny_model):
-    model = timm_csg.undifferentiate(timm_csg.differentiate(tiny_model))
-    assert timm_csg.differentiate(model, gating="competitive").mechanism.config.gating == "competitive"
+    model = timm_csg.undifferentiate(timm_csg.differentiate(tiny_model, mechanism="csg"))
+    assert timm_csg.differentiate(model, mechanism="assigned").mechanism.name == "assigned"
 
 
 def test_undoing_a_plain_model_is_refused(tiny_model):
@@ -512,7 +429,7 @@ def test_undoing_a_plain_model_is_refused(tiny_model):
 
 def test_plain_lends_timms_own_class_and_keys_and_gives_back_the_same_mechanism(any_model, images, gated):
     keys, plain_class = list(any_model.state_dict()), type(any_model)
-    model = gated(timm_csg.differentiate(any_model))
+    model = gated(timm_csg.differentiate(any_model, mechanism="csg"))
     mechanism, all_keys = model.mechanism, list(model.state_dict())
     with timm_csg.plain(model) as borrowed:
         assert borrowed is model
@@ -524,7 +441,7 @@ def test_plain_lends_timms_own_class_and_keys_and_gives_back_the_same_mechanism(
 
 
 def test_plain_gives_back_after_an_error(tiny_model):
-    model = timm_csg.differentiate(tiny_model)
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
     with pytest.raises(KeyError), timm_csg.plain(model):
         raise KeyError
     assert timm_csg.is_differentiated(model)
@@ -537,7 +454,7 @@ def test_plain_lets_plain_models_through(tiny_model):
 
 
 def test_plain_can_be_nested(tiny_model):
-    model = timm_csg.differentiate(tiny_model)
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
     with timm_csg.plain(model), timm_csg.plain(model):
         assert type(model) is timm.models.ResNet
     assert timm_csg.is_differentiated(model)

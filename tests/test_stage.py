@@ -96,10 +96,10 @@ def test_model_with_cached_attention_biases_can_still_be_copied(name):
     copy.deepcopy(model)
 
 
-@pytest.mark.parametrize("mechanism", ["label", "competitive"])
+@pytest.mark.parametrize("mechanism", ["csg", "assigned"])
 def test_differentiated_model_has_the_stage_of_its_plain_self(any_model, mechanism):
     expected = timm_csg.find_stage(any_model)
-    assert timm_csg.find_stage(timm_csg.differentiate(any_model, gating=mechanism)) == expected
+    assert timm_csg.find_stage(timm_csg.differentiate(any_model, mechanism=mechanism)) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

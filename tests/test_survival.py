@@ -18,13 +18,18 @@ from torch import nn
 import timm_csg
 
 BOTH = ("standard", "gated")
-GATINGS = pytest.mark.parametrize("gating", ["label", "competitive"])
+MECHANISMS = pytest.mark.parametrize("mechanism", ["csg", "assigned"])
 
 
-@pytest.fixture
-def differentiated(any_model, gated):
-    """A differentiated model of every layout in turn, with a random gate."""
-    return gated(timm_csg.differentiate(any_model))
+@pytest.fixture(params=["csg", "assigned"])
+def differentiated(request, any_model, gated):
+    """A differentiated model of every layout in turn, with a random gate or random assigned filters."""
+    return gated(timm_csg.differentiate(any_model, mechanism=request.param))
+
+
+def own_parameter(model):
+    """A parameter of the mechanism that the gated path depends on."""
+    return model.mechanism.gate if model.mechanism.name == "csg" else model.mechanism.scale
 
 
 def outputs(model, images, targets):
@@ -40,25 +45,25 @@ def assert_same(found, expected, **tolerance):
 # Copies
 
 
-@GATINGS
-def test_deepcopy_computes_the_same_with_its_own_gate(any_model, images, targets, gated, gating):
-    model = gated(timm_csg.differentiate(any_model, gating=gating))
+@MECHANISMS
+def test_deepcopy_computes_the_same_with_its_own_mechanism(any_model, images, targets, gated, mechanism):
+    model = gated(timm_csg.differentiate(any_model, mechanism=mechanism))
     twin = copy.deepcopy(model)
     expected = outputs(model, images, targets)
     assert type(twin) is type(model)
     assert twin.mechanism is not model.mechanism
-    nn.init.zeros_(model.mechanism.gate)
+    nn.init.zeros_(own_parameter(model))
     assert_same(outputs(twin, images, targets), expected)
 
 
-def test_ema_copy_has_its_own_gate(differentiated, images, targets):
+def test_ema_copy_has_its_own_mechanism(differentiated, images, targets):
     expected = outputs(differentiated, images, targets)
     ema = ModelEmaV3(differentiated, decay=0.5)
-    before = differentiated.mechanism.gate.clone()
-    nn.init.zeros_(differentiated.mechanism.gate)
+    before = own_parameter(differentiated).clone()
+    nn.init.zeros_(own_parameter(differentiated))
     assert_same(outputs(ema.module, images, targets), expected)
     ema.update(differentiated)
-    assert torch.equal(ema.module.mechanism.gate, before / 2)
+    assert torch.equal(own_parameter(ema.module), before / 2)
     assert torch.equal(ema(images), differentiated(images))
 
 
@@ -70,7 +75,7 @@ def test_pickled_model_computes_the_same(differentiated, images, targets, protoc
 
 
 def test_whole_model_saved_by_torch_loads_in_a_fresh_process(tmp_path, make_model, images, targets, gated):
-    model = gated(timm_csg.differentiate(make_model()))
+    model = gated(timm_csg.differentiate(make_model(), mechanism="csg"))
     torch.save(model, tmp_path / "model.pt")
     torch.save((images, targets, model(images, targets)), tmp_path / "data.pt")
     code = (
@@ -84,22 +89,22 @@ def test_whole_model_saved_by_torch_loads_in_a_fresh_process(tmp_path, make_mode
 
 def test_state_dict_is_that_of_plain_timm_plus_the_gate(any_model, make_model):
     plain_keys = list(any_model.state_dict())
-    assert list(timm_csg.differentiate(any_model).state_dict()) == [*plain_keys, "mechanism.gate"]
+    assert list(timm_csg.differentiate(any_model, mechanism="csg").state_dict()) == [*plain_keys, "mechanism.gate"]
 
 
 def test_state_dict_round_trip_is_bit_equal(make_model, images, targets, gated):
-    model = gated(timm_csg.differentiate(make_model()))
+    model = gated(timm_csg.differentiate(make_model(), mechanism="csg"))
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     buffer.seek(0)
-    other = timm_csg.differentiate(make_model(seed=9))
+    other = timm_csg.differentiate(make_model(seed=9), mechanism="csg")
     assert not torch.equal(other(images), model(images))
     other.load_state_dict(torch.load(buffer, weights_only=True))
     assert_same(outputs(other, images, targets), outputs(model, images, targets))
 
 
 def test_model_compiled_in_place_can_still_be_copied(make_model, images, targets, gated):
-    model = gated(timm_csg.differentiate(make_model()))
+    model = gated(timm_csg.differentiate(make_model(), mechanism="csg"))
     model.compile(backend="eager")
     twin = copy.deepcopy(model)
     assert twin._compiled_call_impl is None
@@ -109,34 +114,35 @@ def test_model_compiled_in_place_can_still_be_copied(make_model, images, targets
 # Memory format, precision, device
 
 
-@GATINGS
-def test_channels_last_gives_the_same_logits(any_model, images, targets, gated, gating):
-    model = gated(timm_csg.differentiate(any_model, gating=gating))
+@MECHANISMS
+def test_channels_last_gives_the_same_logits(any_model, images, targets, gated, mechanism):
+    model = gated(timm_csg.differentiate(any_model, mechanism=mechanism))
     expected = outputs(model, images, targets)
     model.to(memory_format=torch.channels_last)
     found = outputs(model, images.to(memory_format=torch.channels_last), targets)
     assert_same(found, expected, rtol=1e-3, atol=1e-4)
 
 
-@GATINGS
-def test_autocast_to_bfloat16_runs_both_paths_and_reaches_the_gate(any_model, images, targets, gated, gating):
-    model = gated(timm_csg.differentiate(any_model, gating=gating)).train()
+@MECHANISMS
+def test_autocast_to_bfloat16_runs_both_paths_and_reaches_the_mechanism(any_model, images, targets, gated, mechanism):
+    model = gated(timm_csg.differentiate(any_model, mechanism=mechanism)).train()
     expected = outputs(copy.deepcopy(model), images, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = model(images, targets, paths=BOTH)
-        loss = F.cross_entropy(found.gated, targets) + found.losses["sparsity"]
+        loss = F.cross_entropy(found.gated, targets) + sum(found.losses.values())
     loss.backward()
-    assert found.gated.dtype == found.standard.dtype == torch.bfloat16
-    assert model.mechanism.gate.dtype == torch.float32
-    assert model.mechanism.gate.grad.abs().sum() > 0
+    assert found.standard.dtype == torch.bfloat16
+    assert found.gated.dtype == torch.bfloat16
+    assert own_parameter(model).dtype == torch.float32
+    assert own_parameter(model).grad.abs().sum() > 0
     scale = expected.gated.abs().max()
     assert (found.gated.float() - expected.gated).abs().max() < 0.1 * scale
 
 
-@GATINGS
+@MECHANISMS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_converted_model_computes_in_its_dtype(any_model, images, targets, gated, gating, dtype):
-    model = gated(timm_csg.differentiate(any_model, gating=gating)).to(dtype)
+def test_converted_model_computes_in_its_dtype(any_model, images, targets, gated, mechanism, dtype):
+    model = gated(timm_csg.differentiate(any_model, mechanism=mechanism)).to(dtype)
     found = outputs(model, images.to(dtype), targets)
     assert found.standard.dtype == found.gated.dtype == dtype
 
@@ -158,15 +164,15 @@ def test_soft_targets_work_on_the_meta_device(differentiated):
 # Training
 
 
-@GATINGS
-def test_gradient_reaches_the_gate_under_gradient_checkpointing(any_model, images, targets, gated, gating):
-    model = gated(timm_csg.differentiate(any_model, gating=gating)).train()
+@MECHANISMS
+def test_gradient_reaches_the_mechanism_under_gradient_checkpointing(any_model, images, targets, gated, mechanism):
+    model = gated(timm_csg.differentiate(any_model, mechanism=mechanism)).train()
     twin = copy.deepcopy(model)
     twin.set_grad_checkpointing(True)
     for each in (model, twin):
         F.cross_entropy(each(images, targets), targets).backward()
-    assert model.mechanism.gate.grad.abs().sum() > 0
-    torch.testing.assert_close(twin.mechanism.gate.grad, model.mechanism.gate.grad)
+    assert own_parameter(model).grad.abs().sum() > 0
+    torch.testing.assert_close(own_parameter(twin).grad, own_parameter(model).grad)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -174,7 +180,7 @@ def test_gradient_reaches_the_gate_under_gradient_checkpointing(any_model, image
 def test_optimizer_has_the_groups_of_plain_timm_and_no_decay_on_the_gate(any_model, optimizer, layer_decay):
     options = {"opt": optimizer, "lr": 0.1, "weight_decay": 0.05, "layer_decay": layer_decay}
     plain_groups = create_optimizer_v2(copy.deepcopy(any_model), **options).param_groups
-    model = timm_csg.differentiate(any_model)
+    model = timm_csg.differentiate(any_model, mechanism="csg")
     groups = create_optimizer_v2(model, **options).param_groups
     assert len(groups) == len(plain_groups)
     own = [group for group in groups if any(p is model.mechanism.gate for p in group["params"])]
@@ -185,11 +191,11 @@ def test_optimizer_has_the_groups_of_plain_timm_and_no_decay_on_the_gate(any_mod
 def test_plain_names_without_weight_decay_are_kept(make_model):
     model = make_model("test_vit")
     expected = model.no_weight_decay()
-    assert timm_csg.differentiate(model).no_weight_decay() == {*expected, "mechanism.gate"}
+    assert timm_csg.differentiate(model, mechanism="csg").no_weight_decay() == {*expected, "mechanism.gate"}
 
 
 def test_sync_batch_norm_conversion_keeps_model_and_gate(tiny_model, images, targets, gated):
-    model = gated(timm_csg.differentiate(tiny_model))
+    model = gated(timm_csg.differentiate(tiny_model, mechanism="csg"))
     expected = outputs(model, images, targets)
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
@@ -198,10 +204,10 @@ def test_sync_batch_norm_conversion_keeps_model_and_gate(tiny_model, images, tar
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-@GATINGS
-def test_reparameterised_model_computes_the_same(images, targets, gated, gating, inplace):
+@MECHANISMS
+def test_reparameterised_model_computes_the_same(images, targets, gated, mechanism, inplace):
     model = timm.create_model("repvit_m0_9", num_classes=5).eval()
-    model = gated(timm_csg.differentiate(model, gating=gating))
+    model = gated(timm_csg.differentiate(model, mechanism=mechanism))
     expected = outputs(model, images, targets)
     fused = reparameterize_model(model, inplace=inplace)
     assert timm_csg.is_differentiated(fused)
@@ -217,9 +223,9 @@ def compiled(function):
     return torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=False)
 
 
-@GATINGS
-def test_every_call_of_the_model_compiles_into_one_graph(tiny_model, images, targets, gated, gating):
-    model = gated(timm_csg.differentiate(tiny_model, gating=gating))
+@MECHANISMS
+def test_every_call_of_the_model_compiles_into_one_graph(tiny_model, images, targets, gated, mechanism):
+    model = gated(timm_csg.differentiate(tiny_model, mechanism=mechanism))
     expected = outputs(model, images, targets)
     fast = compiled(model)
     tolerance = {"rtol": 1e-4, "atol": 1e-5}
@@ -229,9 +235,9 @@ def test_every_call_of_the_model_compiles_into_one_graph(tiny_model, images, tar
         torch.testing.assert_close(fast(images, targets), expected.gated, **tolerance)
 
 
-@GATINGS
-def test_gated_half_compiles_into_one_graph(any_model, images, targets, gated, gating):
-    model = gated(timm_csg.differentiate(any_model, gating=gating))
+@MECHANISMS
+def test_gated_half_compiles_into_one_graph(any_model, images, targets, gated, mechanism):
+    model = gated(timm_csg.differentiate(any_model, mechanism=mechanism))
     with torch.no_grad():
         features = model.forward_features(images)
         found = compiled(lambda features: model.forward_head(features, targets=targets))(features)
@@ -239,22 +245,22 @@ def test_gated_half_compiles_into_one_graph(any_model, images, targets, gated, g
 
 
 @pytest.mark.slow
-@GATINGS
-def test_both_paths_of_any_layout_compile_into_one_graph(any_model, images, targets, gated, gating):
-    model = gated(timm_csg.differentiate(any_model, gating=gating))
+@MECHANISMS
+def test_both_paths_of_any_layout_compile_into_one_graph(any_model, images, targets, gated, mechanism):
+    model = gated(timm_csg.differentiate(any_model, mechanism=mechanism))
     expected = outputs(model, images, targets)
     assert_same(outputs(compiled(model), images, targets), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_compiled_model_trains_its_gate(tiny_model, images, targets):
-    model = timm_csg.differentiate(tiny_model).train()
+    model = timm_csg.differentiate(tiny_model, mechanism="csg").train()
     F.cross_entropy(compiled(model)(images, targets), targets).backward()
     assert model.mechanism.gate.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("kind", ["soft", "multi-hot"])
 def test_rows_as_targets_compile_into_one_graph(tiny_model, images, targets, gated, kind):
-    model = gated(timm_csg.differentiate(tiny_model))
+    model = gated(timm_csg.differentiate(tiny_model, mechanism="csg"))
     rows = F.one_hot(targets, 5)
     rows = 0.9 * rows + 0.02 if kind == "soft" else rows | F.one_hot((targets + 1) % 5, 5)
     with torch.no_grad():
@@ -263,11 +269,11 @@ def test_rows_as_targets_compile_into_one_graph(tiny_model, images, targets, gat
         torch.testing.assert_close(found, model.forward_head(features, targets=rows), rtol=1e-4, atol=1e-5)
 
 
-def test_exported_standard_path_does_not_use_the_gate(differentiated, images):
+def test_exported_standard_path_does_not_use_the_mechanism(differentiated, images):
     program = torch.export.export(differentiated, (images,))
     parameters = program.graph_signature.inputs_to_parameters
     used = {parameters[node.name] for node in program.graph.nodes if node.name in parameters and node.users}
-    assert used == {name for name, _ in differentiated.named_parameters()} - {"mechanism.gate"}
+    assert used == {name for name, _ in differentiated.named_parameters() if not name.startswith("mechanism.")}
     torch.testing.assert_close(program.module()(images), differentiated(images), rtol=1e-4, atol=1e-5)
 
 
@@ -279,7 +285,7 @@ def test_exported_plain_view_has_no_gate_in_its_state(differentiated, images):
 
 def test_onnx_file_of_the_standard_path_has_no_gate(tiny_model, images, tmp_path):
     pytest.importorskip("onnxscript")
-    model = timm_csg.differentiate(tiny_model)
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
     program = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
     names = [*program.model.graph.initializers]
     assert "fc.weight" in names
@@ -287,14 +293,14 @@ def test_onnx_file_of_the_standard_path_has_no_gate(tiny_model, images, tmp_path
 
 
 def test_standard_path_can_be_traced(tiny_model, images):
-    model = timm_csg.differentiate(tiny_model)
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
     torch.testing.assert_close(torch.jit.trace(model, images)(images), model(images))
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_plain_view_can_be_scripted_and_traced_symbolically(tiny_model, images, gated):
     expected = tiny_model(images)
-    model = gated(timm_csg.differentiate(tiny_model))
+    model = gated(timm_csg.differentiate(tiny_model, mechanism="csg"))
     with timm_csg.plain(model) as borrowed:
         scripted, traced = torch.jit.script(borrowed), torch.fx.symbolic_trace(borrowed)
     torch.testing.assert_close(scripted(images), expected)
@@ -305,7 +311,7 @@ def test_plain_view_can_be_scripted_and_traced_symbolically(tiny_model, images, 
 def test_forward_hooks_of_the_user_stay(tiny_model, images, targets):
     seen = []
     tiny_model.layer4.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    model = timm_csg.differentiate(tiny_model)
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
     model(images, targets)
     timm_csg.undifferentiate(model)(images)
     assert seen == [(3, 96, 2, 2)] * 2

@@ -109,8 +109,8 @@ def fit_masked_classifier(inputs: Tensor, targets: Tensor, assignment: Tensor) -
     """Softmax regression in which the logit of a class sees that class's own filters only.
 
     Minimises the mean cross entropy + penalty / 2 × Σ w² over weights per standard deviation, with L-BFGS. The penalty
-    is the one of 1, 0.3, 0.1, 0.03, 0.01 and 0.003 with the smallest cross entropy on every fifth picture of each class,
-    held out; then all pictures are fitted.
+    is the one of 1, 0.3, 0.1, 0.03, 0.01 and 0.003 with the smallest cross entropy on every fifth picture of each
+    class, held out; then all pictures are fitted.
 
     Args:
         inputs: What the classifier sees [pictures, filters].

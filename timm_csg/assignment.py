@@ -188,9 +188,9 @@ def assign_filters(
 ) -> Assignment:
     """Give each class the filters that already respond to it, before training: one pass in eval mode.
 
-    The classifier, where it is masked, starts again from 0: negative weights, of a random start or of a dense classifier,
-    would teach a class's filters to be silent for it. Under torch.distributed call it in every process
-    with ``distributed=True``, each with a loader of its own share: sums are added up and all have the same assignment.
+    The classifier, where it is masked, starts again from 0: negative weights, of a random start or of a dense
+    classifier, would teach a class's filters to be silent for it. Under torch.distributed call it in every process with
+    ``distributed=True``, each with a loader of its own share: sums are added up and all have the same assignment.
 
     Args:
         model: A model with the mechanism ``"assigned"``; its modes are left as found. Do this before making an EMA copy

@@ -243,8 +243,8 @@ def differentiate(
 
     Without targets the model computes what it computed before (not so ICNN, whose mask acts at every forward). The
     default, assigned filters, wants ``assign_filters(model, loader)`` before the first training step; after it the
-    classifier uses a class's own filters only. ``mechanism="csg"`` is the paper's label gate. Do this before making the optimizer, wrapping in
-    DistributedDataParallel, or compiling.
+    classifier uses a class's own filters only. ``mechanism="csg"`` is the paper's label gate. Do this before making the
+    optimizer, wrapping in DistributedDataParallel, or compiling.
 
     Args:
         model: Any timm classifier whose features are one tensor: 912 architectures with a map, 430 with tokens.

@@ -27,7 +27,7 @@ GIGABYTES_PER_SECOND = {"400 Gbit/s network": 50, "NVLink, 450 GB/s": 450}
 
 def differentiated(name):
     model = timm.create_model(name, num_classes=1000)
-    return timm_csg.differentiate(model, mechanism=RECIPES["competitive"].mechanism)
+    return timm_csg.differentiate(model, mechanism=RECIPES["assigned"].mechanism)
 
 
 def counting(sizes):

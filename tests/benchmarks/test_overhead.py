@@ -20,7 +20,7 @@ import timm_csg
 from timm_csg.recipes import RECIPES
 
 MODEL, BATCH, SIZE = "resnet18", 32, 128
-COMPETITIVE = RECIPES["competitive"].mechanism
+ASSIGNED = RECIPES["assigned"].mechanism
 
 
 def paired_ratio(candidate, baseline, rounds):
@@ -91,7 +91,7 @@ GATED = timm_csg.Alternating(period=1, gated=1)
     [
         ("gated path, label gate: at most 1.02", timm_csg.CSGConfig(), GATED),
         ("both paths, label gate: at most 1.05", timm_csg.CSGConfig(), timm_csg.Joint()),
-        ("both paths, competitive recipe: at most 1.05", COMPETITIVE, timm_csg.Joint()),
+        ("both paths, assigned recipe: at most 1.05", ASSIGNED, timm_csg.Joint()),
     ],
 )
 def test_training_step(benchmark, plain, batch, name, mechanism, schedule):

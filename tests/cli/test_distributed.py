@@ -105,8 +105,8 @@ def runs(tmp_path_factory):
     found = {}
     for count in COUNTS:
         folder = tmp_path_factory.mktemp(f"processes{count}")
-        options = "--recipe paper competitive --model test_convnext --img-size 32 --batch-size 240 --epochs 2 --lr 0.02"
-        schedule = "--paths alternating --path-unit step --option filter_dropout=0 --no-aug --device cpu"
+        options = "--recipe paper assigned --model test_convnext --img-size 32 --batch-size 240 --epochs 2 --lr 0.02"
+        schedule = "--paths alternating --path-unit step --no-aug --device cpu"
         recorder = str(Path(__file__).with_name("recorded_train.py"))
         command = [recorder, str(folder), "train", "--output", str(folder / "run"), *options.split(), *schedule.split()]
         out, err = torchrun(count, *command).communicate(timeout=600)

@@ -58,24 +58,25 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """A plain, a label-gated and a competitive test_resnet, with weights that are not those of a fresh one."""
+    """A plain test_resnet, one with the label gate and one with assigned filters, none with fresh weights."""
     root = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    for name, gating in (("standard", None), ("paper", "label"), ("competitive", "competitive")):
+    for name, mechanism in (("standard", None), ("paper", "csg"), ("assigned", "assigned")):
         model = timm.create_model("test_resnet", num_classes=3, pretrained_cfg_overlay=INPUT)
         with torch.no_grad():
             for _ in range(8):
                 model.train()(torch.randn(16, 3, SIDE, SIDE))  # statistics of BatchNorm
             model.fc.weight.normal_()
-        if gating is None:
+        if mechanism is None:
             save_plain(model.eval(), root / name / "model")
             continue
-        model = timm_csg.differentiate(model.eval(), gating=gating)
+        model = timm_csg.differentiate(model.eval(), mechanism=mechanism)
         with torch.no_grad():
-            model.mechanism.gate.uniform_()
-            model.mechanism.project_()
+            for parameter in model.mechanism.parameters():
+                parameter.uniform_()
+            model.project_()
         timm_csg.save_pretrained(model, root / name / "model")
-    return [str(root / name / "model") for name in ("standard", "paper", "competitive")]
+    return [str(root / name / "model") for name in ("standard", "paper", "assigned")]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def run(checkpoints, data, *arguments):
 
 def test_every_model_has_the_same_keys(results):
     keys = [list(values) for values in results["checkpoints"].values()]
-    assert list(results["checkpoints"]) == ["standard", "paper", "competitive"]
+    assert list(results["checkpoints"]) == ["standard", "paper", "assigned"]
     assert keys[0] == keys[1] == keys[2]
     assert {key for group in GROUPS.values() for key in group.keys} <= set(keys[0])
 
@@ -130,7 +131,7 @@ def test_json_is_what_python_returned_and_says_where_numbers_come_from(results, 
 def test_numbers_are_those_of_the_metrics_on_the_same_images(results, checkpoints, data):
     loader = batches(data)
     model = timm_csg.from_pretrained(checkpoints[2])
-    found = results["checkpoints"]["competitive"]
+    found = results["checkpoints"]["assigned"]
     seen = metrics.collect(model, loader)
     gate = model.mechanism.class_filter_matrix().detach()
     mutual = metrics.mutual_information(seen.features, seen.targets, 3)
@@ -176,7 +177,7 @@ def test_what_does_not_apply_is_none(results):
     assert standard["gate_density"] is standard["gated_accuracy"] is standard["owner_agreement"] is None
     assert standard["filter_owners_by"] == "mutual information"
     assert paper["gated_accuracy_uses_labels"] is True
-    assert results["checkpoints"]["competitive"]["gated_accuracy_uses_labels"] is False
+    assert results["checkpoints"]["assigned"]["gated_accuracy_uses_labels"] is False
 
 
 def test_tables_by_class_and_filter_are_written(results, output):
@@ -190,8 +191,8 @@ def test_tables_by_class_and_filter_are_written(results, output):
     shares = [float(row["accuracy"]) for row in classes]
     assert sum(shares) / 3 == pytest.approx(results["checkpoints"]["paper"]["accuracy"], abs=1e-5)
     assert {path.name for path in (output / "figures").iterdir()} == {
-        "gate_paper.png", "gate_competitive.png", "mutual_information_standard.png", "mutual_information_paper.png",
-        "mutual_information_competitive.png",
+        "gate_paper.png", "gate_assigned.png", "mutual_information_standard.png", "mutual_information_paper.png",
+        "mutual_information_assigned.png",
     }  # fmt: skip
 
 
@@ -207,7 +208,7 @@ def test_table_fits_the_width_and_shows_every_model(results, width):
     text = text_of(results, width)
     assert max(map(len, text.splitlines())) <= width
     assert "standard" in text
-    assert "competitive" in text
+    assert "assigned" in text
     assert "…" not in text
 
 

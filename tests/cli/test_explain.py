@@ -14,8 +14,7 @@ from timm_csg.cli.explain import explain, explanation_table
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
-    model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=4), gating="competitive")
-    model.mechanism.gate.data = torch.rand(4, 96)
+    model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=4), mechanism="assigned")
     return str(timm_csg.save_pretrained(model, tmp_path_factory.mktemp("model")))
 
 

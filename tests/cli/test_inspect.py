@@ -22,9 +22,9 @@ def applying(found, what="explanations"):
 
 @pytest.fixture
 def saved(make_model, gated, tmp_path):
-    model = gated(timm_csg.differentiate(make_model(), gating="competitive"))
+    model = gated(timm_csg.differentiate(make_model(), mechanism="assigned"))
     folder = tmp_path / "mine"
-    timm_csg.save_pretrained(model, folder, metrics={"recipe": "competitive", "data": "pets", "accuracy": 0.5})
+    timm_csg.save_pretrained(model, folder, metrics={"recipe": "assigned", "data": "pets", "accuracy": 0.5})
     return model, folder
 
 
@@ -100,7 +100,7 @@ def test_checkpoint_tells_mechanism_owners_and_what_was_measured(saved):
     matrix = model.mechanism.class_filter_matrix()
     assert own["owners"] == matrix.argmax(dim=0).tolist()
     assert own["density"] == pytest.approx(float(matrix.mean()))
-    assert (own["mechanism"], own["config"]["gating"], own["parameters"]) == ("csg", "competitive", 5 * 96)
+    assert (own["mechanism"], own["config"]["solo_weight"], own["parameters"]) == ("assigned", 3.0, 96 + 5)
     assert own["metrics"]["accuracy"] == 0.5
     assert own["versions"]["timm"] == timm.__version__
 
@@ -129,9 +129,9 @@ def test_text_fits_the_width_and_leaves_nothing_out(saved, width):
     for word in (
         "layer4",
         "96 filters",
-        "gating=competitive",
+        "solo_weight=3.0",
         "accuracy 0.500",
-        "recipe competitive, data pets",
+        "recipe assigned, data pets",
         "Owners",
     ):
         assert word in " ".join(text.split()), word

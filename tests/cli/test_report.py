@@ -16,9 +16,9 @@ SMALL = ["--img-size", "16", "--batch-size", "128", "--warmup-epochs", "0", "--d
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of the main job's data with a standard and a competitive model."""
+    """A run of the main job's data with a standard model and one with assigned filters."""
     output = tmp_path_factory.mktemp("run") / "out"
-    options = ["--recipe", "standard", "competitive", "--model", "test_resnet", *SMALL]
+    options = ["--recipe", "standard", "assigned", "--model", "test_resnet", *SMALL]
     assert main(["train", "--output", str(output), *options]) == 0
     return output
 
@@ -63,7 +63,7 @@ def test_standard_model_of_a_run_gets_a_report_without_reference(run, tmp_path):
 
 
 def test_folder_of_pictures_names_the_classes_and_needs_no_training_split(pictures, tmp_path):
-    model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=2), gating="competitive")
+    model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=2), mechanism="assigned")
     timm_csg.save_pretrained(model, tmp_path / "model")
     save_plain(timm.create_model("test_resnet", num_classes=2), tmp_path / "plain")
     path = tmp_path / "report.html"

@@ -25,7 +25,7 @@ from timm_csg.recipes import RECIPES
 SMALL = ["--img-size", "16", "--batch-size", "128", "--warmup-epochs", "0", "--device", "cpu"]
 
 
-def run(output, *arguments, recipe="competitive", epochs=2):
+def run(output, *arguments, recipe="assigned", epochs=2):
     return main(
         ["train", "--output", str(output), "--recipe", *recipe.split(), "--epochs", str(epochs), *SMALL, *arguments]
     )
@@ -41,9 +41,9 @@ def assert_same_weights(one, other):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run of standard and competitive, two epochs each."""
+    """A finished run of standard and assigned, two epochs each."""
     output = tmp_path_factory.mktemp("run") / "out"
-    assert run(output, recipe="standard competitive") == 0
+    assert run(output, recipe="standard assigned") == 0
     return output
 
 
@@ -51,15 +51,15 @@ def test_run_folder_holds_model_metrics_log_and_figures(finished):
     with (finished / "log.csv").open() as handle:
         rows = list(csv.DictReader(handle))
     assert [(row["recipe"], row["epoch"]) for row in rows] == [
-        ("standard", "0"), ("standard", "1"), ("competitive", "0"), ("competitive", "1")
+        ("standard", "0"), ("standard", "1"), ("assigned", "0"), ("assigned", "1")
     ]  # fmt: skip
     metrics = json.loads((finished / "metrics.json").read_text())
-    assert list(metrics) == ["standard", "competitive"]
-    assert metrics["competitive"]["accuracy"] == float(rows[-1]["accuracy"])
-    assert 0 < metrics["competitive"]["mutual_information_score"] < metrics["competitive"]["mutual_information_bound"]
+    assert list(metrics) == ["standard", "assigned"]
+    assert metrics["assigned"]["accuracy"] == float(rows[-1]["accuracy"])
+    assert 0 < metrics["assigned"]["mutual_information_score"] < metrics["assigned"]["mutual_information_bound"]
     assert metrics["standard"]["gate_density"] is None
     assert {path.name for path in (finished / "figures").iterdir()} == {
-        "gate_competitive.png", "mutual_information_competitive.png", "mutual_information_standard.png"
+        "gate_assigned.png", "mutual_information_assigned.png", "mutual_information_standard.png"
     }  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def test_output_is_one_table_when_not_a_terminal(finished, capsys):
     assert main(["train", "--resume", str(finished)]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("On the validation images")
-    assert "competitive" in out
+    assert "assigned" in out
     assert "epoch" not in out
     assert err == ""
 
@@ -131,7 +131,7 @@ def test_released_recipe_uses_one_optimizer_for_each_path(tmp_path):
 )
 def test_learning_rate_of_the_gate_suits_the_optimizer(options, gate_lr):
     settings = TrainSettings(**options).resolved()
-    assert with_overrides(RECIPES["competitive"], settings).gate_lr == pytest.approx(gate_lr)
+    assert with_overrides(RECIPES["assigned"], settings).gate_lr == pytest.approx(gate_lr)
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_mechanism_options_and_schedule_of_the_command_line_win(image_folder, tm
         (["--data", "folder:/does/not/exist"], "does not exist"),
         (["--model", "no_such_model"], "no_such_model"),
         (["--device", "cuda:99"], "cuda:99"),
-        (["--option", "sparsety_weight=1"], "its options are gating"),
+        (["--option", "sparsety_weight=1"], "its options are initial_gate"),
         (["--epochs", "0"], "--epochs must be 1 or more"),
         (["--resume", "/does/not/exist"], "nothing to resume"),
     ],
@@ -206,7 +206,7 @@ def test_missing_split_is_named_with_what_is_there(image_folder, tmp_path, capsy
 
 
 def test_other_settings_in_the_same_folder_are_refused(finished, capsys):
-    assert run(finished, "--lr", "0.5", recipe="standard competitive") == 2
+    assert run(finished, "--lr", "0.5", recipe="standard assigned") == 2
     assert "other settings" in capsys.readouterr().err
 
 
@@ -234,7 +234,7 @@ def test_help_names_every_recipe(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     out = capsys.readouterr().out
-    assert all(name in out for name in ("standard", "released", "paper", "joint", "competitive"))
+    assert all(name in out for name in ("standard", "released", "paper", "joint", "assigned"))
 
 
 def test_validation_images_are_cropped_as_the_model_wants(tmp_path):

@@ -127,7 +127,7 @@ def test_grid_follows_images_of_another_size(make_model):
 
 @pytest.mark.parametrize("method", MAPS, ids=lambda method: method.__name__)
 def test_gated_path_weighs_maps_by_the_gate_of_the_class(tiny_model, images, targets, gated, method):
-    model = gated(timm_csg.differentiate(tiny_model))
+    model = gated(timm_csg.differentiate(tiny_model, mechanism="csg"))
     maps, gradient = maps_and_gradient(model, images, targets, "NCHW")
     gradient = gradient * model.mechanism.gate.detach()[targets][:, :, None, None]
     found = method(model, images, targets, upsample=False, path="gated")
@@ -136,17 +136,18 @@ def test_gated_path_weighs_maps_by_the_gate_of_the_class(tiny_model, images, tar
         torch.testing.assert_close(found[image], torch.tensor(expected), rtol=1e-4, atol=1e-6)
 
 
-def test_competitive_gate_needs_no_label_and_explains_its_own_logit(tiny_model, images, gated):
-    model = gated(timm_csg.differentiate(tiny_model, gating="competitive", evidence="positive"))
-    target = model(images).argmax(1)
-    weight = (model.mechanism.gate * F.relu(model.fc.weight)).detach()[target]
+def test_assigned_filters_need_no_label_and_explain_their_own_logit(tiny_model, images, gated):
+    model = gated(timm_csg.differentiate(tiny_model, mechanism="assigned"))
+    target, own = model(images).argmax(1), model.mechanism.class_filter_matrix()
+    scale = model.mechanism.scale.detach() / (model.mechanism.variance + 1e-6).sqrt()
+    weight = (own / own.sum(dim=1, keepdim=True) * scale)[target]
     expected = torch.einsum("bfhw,bf->bhw", model.forward_features(images).detach(), weight) / 4
     torch.testing.assert_close(grad_cam(model, images, upsample=False, path="gated"), F.relu(expected))
 
 
 def test_standard_path_ignores_the_gate(tiny_model, images, gated):
     plain = grad_cam(tiny_model, images), cam(tiny_model, images)
-    model = gated(timm_csg.differentiate(tiny_model))
+    model = gated(timm_csg.differentiate(tiny_model, mechanism="csg"))
     assert all(torch.equal(*pair) for pair in zip(plain, (grad_cam(model, images), cam(model, images)), strict=True))
 
 
@@ -192,10 +193,8 @@ def test_maps_of_icnn_are_the_masked_ones(tiny_model, images, targets):
     assert why.standard.logit == pytest.approx(model(images)[0, targets[0]].item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("gating", ["label", "competitive"])
-def test_mask_and_gate_of_a_chain_both_show(tiny_model, images, targets, gating):
-    members = [timm_csg.ICNNConfig(), timm_csg.CSGConfig(gating=gating)]
-    model = timm_csg.differentiate(tiny_model, mechanism=members)
+def test_mask_and_gate_of_a_chain_both_show(tiny_model, images, targets):
+    model = timm_csg.differentiate(tiny_model, mechanism=["icnn", "csg"])
     gate = model.mechanism.members[1].gate
     nn.init.uniform_(gate, 0.1, 1)
     with torch.no_grad():

@@ -52,8 +52,8 @@ def test_other_heads_say_that_contributions_are_estimates(make_model, images, ta
     assert not found.exact
 
 
-def test_gated_contributions_of_competitive_gating_sum_to_the_gated_logit(tiny_model, images, gated):
-    model = gated(timm_csg.differentiate(tiny_model, gating="competitive", evidence="gate"))
+def test_gated_contributions_of_assigned_filters_sum_to_the_gated_logit(tiny_model, images, gated):
+    model = gated(timm_csg.differentiate(tiny_model, mechanism="assigned"))
     found = class_filters(model, images, top=96, path="gated")
     gated_logits = model(images, paths=("gated",)).gated.gather(1, found.targets[:, None]).squeeze(1)
     torch.testing.assert_close(found.contribution.sum(1) + model.fc.bias[found.targets], gated_logits)

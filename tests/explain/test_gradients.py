@@ -125,7 +125,9 @@ def test_images_of_a_batch_do_not_influence_each_other(tiny_model, images, targe
 
 def test_differentiated_model_gives_the_plain_models_signal(tiny_model, images, targets, gated):
     plain = guided_backprop(tiny_model, images, targets)
-    assert torch.equal(guided_backprop(gated(timm_csg.differentiate(tiny_model)), images, targets), plain)
+    assert torch.equal(
+        guided_backprop(gated(timm_csg.differentiate(tiny_model, mechanism="csg")), images, targets), plain
+    )
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def assert_same(before, after):
 @pytest.fixture
 def lived_in(tiny_model, gated, images, targets):
     """A model in the middle of training: mixed modes, a frozen layer, gradients, somebody's hook."""
-    model = gated(timm_csg.differentiate(tiny_model)).train()
+    model = gated(timm_csg.differentiate(tiny_model, mechanism="csg")).train()
     model.bn1.eval()
     model.conv1.requires_grad_(False)
     nn.functional.cross_entropy(model(images), targets).backward()

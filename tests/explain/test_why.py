@@ -21,7 +21,7 @@ def test_tiny_net_is_explained_as_by_hand(tiny_net, picture):
 
 
 def test_gate_of_the_tiny_net_chooses_owned_filters_and_scales_the_gated_path(tiny_net, picture):
-    model = timm_csg.differentiate(tiny_net())
+    model = timm_csg.differentiate(tiny_net(), mechanism="csg")
     with torch.no_grad():
         model.mechanism.gate.copy_(torch.tensor([[1.0, 0.5], [0.0, 1.0]]))
     (why,) = explain_prediction(model, picture, top=2)
@@ -34,9 +34,9 @@ def test_gate_of_the_tiny_net_chooses_owned_filters_and_scales_the_gated_path(ti
     assert other.gated.logit == 4.5 - 9.0
 
 
-@pytest.mark.parametrize("options", [{}, {"gating": "competitive", "evidence": "gate"}])
-def test_every_layout_is_explained_on_both_paths(any_model, images, gated, options):
-    model = gated(timm_csg.differentiate(any_model, **options))
+@pytest.mark.parametrize("mechanism", ["csg", "assigned"])
+def test_every_layout_is_explained_on_both_paths(any_model, images, gated, mechanism):
+    model = gated(timm_csg.differentiate(any_model, mechanism=mechanism))
     for image, why in enumerate(explain_prediction(model, images, top=3)):
         for evidence in (why.standard, why.gated):
             assert len(evidence.filters) <= 3
@@ -54,7 +54,7 @@ def test_every_layout_is_explained_on_both_paths(any_model, images, gated, optio
 
 
 def test_logits_are_the_models(tiny_model, images, gated):
-    model = gated(timm_csg.differentiate(tiny_model, gating="competitive"))
+    model = gated(timm_csg.differentiate(tiny_model, mechanism="assigned"))
     with torch.no_grad():
         out = model(images, paths=("standard", "gated"))
     for image, why in enumerate(explain_prediction(model, images)):
@@ -65,7 +65,7 @@ def test_logits_are_the_models(tiny_model, images, gated):
 
 
 def test_class_without_own_filters_is_explained_by_all(tiny_net, picture):
-    model = timm_csg.differentiate(tiny_net())
+    model = timm_csg.differentiate(tiny_net(), mechanism="csg")
     with torch.no_grad():
         model.mechanism.gate.copy_(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
     (why,) = explain_prediction(model, picture, 0, top=2)

@@ -31,7 +31,7 @@ KEYS = [
     "checkpoint_path", "pretrained", "pretrained_cfg", "features_only", "pruned", "cache_dir", "kwargs_filter",
     "drop_rate", "stem_width",
     "block", "act_layer", "norm_layer", "custom_load", "file", "url", "hf_hub_id", "source", "__class__", "model_cfg",
-    "input_size", "fixed_input_size", "first_conv", "classifier", "new_option", "gating", "evidence", "initial_gate",
+    "input_size", "fixed_input_size", "first_conv", "classifier", "new_option", "sparsity_norm", "initial_gate",
     "output_stride", "cardinality", "base_width", "block_args", "zero_init_last", "feature_cfg", "scriptable",
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow  # each process imports torch and timm anew
 PUSH_AND_PULL = """
 import timm, timm_csg, torch
 
-model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=5)).eval()
+model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=5), mechanism="csg").eval()
 first = timm_csg.push_to_hub(model, "user/tiny")
 assert timm_csg.push_to_hub(model, "user/tiny").oid == first.oid
 images, targets = torch.rand(2, 3, 64, 64), torch.tensor([1, 2])

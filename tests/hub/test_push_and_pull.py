@@ -111,7 +111,7 @@ def test_private_repository_is_made_and_read_with_the_token(regular_hub, model):
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_mambaout", "test_vit"])
 def test_plain_timm_loads_the_repository_with_bit_equal_logits(regular_hub, make_model, gated, images, name):
-    model = gated(timm_csg.differentiate(make_model(name)))
+    model = gated(timm_csg.differentiate(make_model(name), mechanism="csg"))
     timm_csg.push_to_hub(model, "user/tiny")
     plain = timm.create_model("hf-hub:user/tiny", pretrained=True).eval()
     assert not timm_csg.is_differentiated(plain)

@@ -28,7 +28,7 @@ def run_example(monkeypatch, tmp_path):
     return run
 
 
-def timm_train(run_example, folder, *options, recipe="competitive", script=SCRIPT):
+def timm_train(run_example, folder, *options, recipe="assigned", script=SCRIPT):
     common = [folder, "--model", "test_resnet", "--num-classes", 5, "--lr", 0.05]
     return run_example("timm_train", script, "--recipe", recipe, *common, *options)
 
@@ -38,9 +38,10 @@ def test_timms_script_trains_a_differentiated_model(run_example, tmp_path):
     task = timm_train(run_example, tmp_path, "--model-ema", "--layer-decay", 0.7, "--epochs", 2)
     assert task.progress == timm_csg.Progress(epoch=2, step=10)
     assert task.schedule == timm_csg.Joint()
-    gate = task.get_trainable_module().mechanism.gate
-    assert gate.amax(dim=0).eq(1).all()
-    assert gate.min() < 1
+    model = task.get_trainable_module()
+    own = model.mechanism.assignment
+    assert model.fc.weight[~own].eq(0).all()
+    assert model.fc.weight[own].ne(0).all()
     assert names == (timm.models.create_model, timm.optim.create_optimizer_v2)  # nothing stays replaced
 
 

@@ -26,7 +26,7 @@ def make_wrapper(make_model):
         wrapper = transformers.TimmWrapperForImageClassification(config)
         wrapper.timm_model.load_state_dict(make_model(seed=seed).state_dict())
         if differentiated:
-            timm_csg.differentiate(wrapper.timm_model, sparsity_weight=0.02)
+            timm_csg.differentiate(wrapper.timm_model, sparsity_weight=0.02, mechanism="csg")
         return wrapper
 
     return make

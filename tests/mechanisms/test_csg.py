@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from reference import csg as reference
 
 from timm_csg import ClassSpecificGate, CSGConfig
-from timm_csg.mechanisms.csg import foreign_loss, project_gate_, sparsity_loss
+from timm_csg.mechanisms.csg import project_gate_, sparsity_loss
 from timm_csg.mechanisms.targets import target_rows
 
 ENTRIES = st.floats(-3, 3, width=32) | st.sampled_from([0.0, -0.0, 1.0, 1e-30, -1e-30, 1e30, float("nan")])
@@ -150,20 +150,6 @@ def test_gradient_of_the_sparsity_term_is_correct(norm):
     assert torch.autograd.gradcheck(lambda gate: sparsity_loss(gate, 1.0, norm), (gate,))
 
 
-# Weights on foreign filters
-
-
-@given(gates(st.floats(0, 1, width=32)), st.integers(0, 100))
-def test_foreign_loss_equals_the_literal_sum_and_spares_the_gate(gate, seed):
-    weight = torch.randn(len(gate), len(gate[0]), generator=torch.Generator().manual_seed(seed)).requires_grad_()
-    tensor = torch.tensor(gate).requires_grad_()
-    loss = foreign_loss(weight, tensor)
-    loss.backward()
-    assert loss.item() == pytest.approx(reference.foreign(weight.tolist(), gate), rel=1e-4, abs=1e-6)
-    assert tensor.grad is None
-    assert not weight.grad[tensor == 1].any()
-
-
 # Rows
 
 
@@ -223,8 +209,6 @@ def test_gated_features_equal_the_literal_loop(shape, channels_last, seed):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"gating": "hard"}, "gating .* 'hard'"),
-        ({"evidence": "negative"}, "evidence .* 'negative'"),
         ({"sparsity_norm": "l3"}, "sparsity_norm .* 'l3'"),
         ({"gated_weight": -1}, "gated_weight .* -1"),
         ({"gated_weight": True}, "gated_weight .* True"),
@@ -233,10 +217,6 @@ def test_gated_features_equal_the_literal_loop(shape, channels_last, seed):
         ({"sparsity_weight": "1e-3"}, "sparsity_weight .* '1e-3'"),
         ({"initial_gate": 1.5}, r"initial_gate .* between 0 and 1, but is 1\.5"),
         ({"classes_per_filter": 0.5}, r"classes_per_filter .* 1 or more, but is 0\.5"),
-        ({"evidence": "positive"}, "evidence .* belong to gating='competitive'"),
-        ({"filter_dropout": 0.5}, "filter_dropout belong to gating='competitive'"),
-        ({"filter_dropout": 1.0, "gating": "competitive"}, r"filter_dropout .* between 0 and 0\.99"),
-        ({"foreign_weight": -1e-3}, r"foreign_weight .* -0\.001"),
     ],
 )
 def test_config_names_the_wrong_value(options, words):
@@ -251,13 +231,8 @@ def test_bound_above_the_number_of_classes_is_refused():
 
 def test_defaults_are_the_papers():
     config = CSGConfig()
-    assert (config.gating, config.initial_gate, config.gated_weight, config.sparsity_weight) == (
-        "label",
-        0.5,
-        1.0,
-        1e-3,
-    )
-    assert (config.sparsity_norm, config.classes_per_filter, config.evidence) == ("l1", None, "any")
+    assert (config.initial_gate, config.gated_weight, config.sparsity_weight) == (0.5, 1.0, 1e-3)
+    assert (config.sparsity_norm, config.classes_per_filter) == ("l1", None)
 
 
 def test_class_filter_matrix_is_clipped_detached_and_shaped_classes_by_filters():

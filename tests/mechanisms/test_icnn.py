@@ -358,13 +358,13 @@ def test_chain_passes_features_through_both(make_model, images, targets, members
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_competitive_gate_in_a_chain_answers_without_targets(make_model, images, first):
-    csg = timm_csg.CSGConfig(gating="competitive", gated_weight=0.5)
-    model = timm_csg.differentiate(make_model(), mechanism=[csg, "icnn"] if first else ["icnn", csg]).eval()
-    alone = timm_csg.differentiate(make_model(), mechanism=csg).eval()
+def test_assigned_filters_in_a_chain_answer_without_targets(make_model, images, first):
+    own = timm_csg.AssignedConfig(gated_weight=0.5)
+    model = timm_csg.differentiate(make_model(), mechanism=[own, "icnn"] if first else ["icnn", own]).eval()
+    alone = timm_csg.differentiate(make_model(), mechanism=own).eval()
     part = InterpretableFilters(96, 5, ICNNConfig())
     seen = part(alone.forward_features(images))
-    expected = alone._gated_logits(seen, None, alone._head())
+    expected = alone._gated_logits(seen, None, alone.read_head())
     torch.testing.assert_close(model(images, paths=("gated",)).gated, expected)
     assert model.mechanism.loss_weights()["gated"] == 0.5
 
@@ -394,9 +394,8 @@ def test_wrong_chains_are_refused(make_model, mechanism, options, message):
 
 
 def test_two_members_that_look_into_the_head_are_refused(make_model):
-    competitive = timm_csg.CSGConfig(gating="competitive")
     with pytest.raises(ValueError, match="only one member of a chain can look into the head"):
-        timm_csg.differentiate(make_model(), mechanism=[competitive, competitive])
+        timm_csg.differentiate(make_model(), mechanism=["assigned", "assigned"])
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_ablation_equals_zeroing_the_classifier_weights_of_the_filters(make_mode
 
 
 def test_every_layout_loses_all_filters_when_none_are_kept(any_model, images, targets):
-    model = timm_csg.differentiate(any_model)
+    model = timm_csg.differentiate(any_model, mechanism="csg")
     nothing = torch.zeros(5, model.num_features, dtype=torch.bool)
     result = metrics.ablate(model, [(images, targets)], nothing, 5, keep_only=True)
     features = model.forward_features(images)

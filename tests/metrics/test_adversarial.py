@@ -64,7 +64,7 @@ def test_attacked_pixels_stay_valid_and_within_eps_and_the_loss_rises(tiny_model
 
 
 def test_attacks_leave_modes_gradients_statistics_and_random_state_as_found(make_model, targets):
-    model = timm_csg.differentiate(make_model()).train()
+    model = timm_csg.differentiate(make_model(), mechanism="csg").train()
     model.layer1.eval()
     model(torch.rand(3, 3, 64, 64)).sum().backward()
     before = {name: value.clone() for name, value in model.state_dict().items()}

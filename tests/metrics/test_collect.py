@@ -23,7 +23,7 @@ def test_features_are_the_spatial_mean_before_the_gate(any_model, images, target
     if expected.ndim == 4 and str(getattr(any_model, "output_fmt", "NCHW")) != "NHWC":
         expected = expected.permute(0, 2, 3, 1)
     expected = expected.reshape(len(images), -1, expected.shape[-1]).mean(1)
-    model = gated(timm_csg.differentiate(any_model))
+    model = gated(timm_csg.differentiate(any_model, mechanism="csg"))
     seen = metrics.collect(model, loader(images, targets))
     torch.testing.assert_close(seen.features, expected)
     torch.testing.assert_close(seen.logits, model(images))
@@ -60,7 +60,7 @@ def test_empty_loader_and_soft_targets_are_refused(tiny_model, images):
 
 
 def test_directory_gives_the_same_values_and_can_be_opened_again(gated, make_model, images, targets, tmp_path):
-    model = gated(timm_csg.differentiate(make_model()))
+    model = gated(timm_csg.differentiate(make_model(), mechanism="csg"))
     expected = metrics.collect(model, loader(images, targets))
     seen = metrics.collect(model, loader(images, targets), directory=tmp_path / "runs" / "seen")
     for tensor, again, other in zip(expected, seen, metrics.Activations.open(tmp_path / "runs" / "seen"), strict=True):
@@ -112,7 +112,7 @@ def test_files_that_do_not_belong_together_are_refused(tiny_model, images, targe
 
 
 def test_bytes_are_those_of_the_tensors(gated, make_model, images, targets, tmp_path):
-    model = gated(timm_csg.differentiate(make_model()))
+    model = gated(timm_csg.differentiate(make_model(), mechanism="csg"))
     seen = metrics.collect(model, loader(images, targets), directory=tmp_path / "seen")
     expected = metrics.collect_bytes(3, 96, 5, differentiated=True)
     assert sum(tensor.nbytes for tensor in seen) == expected
@@ -120,7 +120,7 @@ def test_bytes_are_those_of_the_tensors(gated, make_model, images, targets, tmp_
 
 
 def test_gated_by_prediction_uses_the_row_of_the_predicted_class(gated, make_model, images, targets):
-    model = gated(timm_csg.differentiate(make_model()))
+    model = gated(timm_csg.differentiate(make_model(), mechanism="csg"))
     seen = metrics.collect(model, loader(images, targets), gated_by="prediction")
     torch.testing.assert_close(seen.gated_logits, model(images, model(images).argmax(1)))
     with pytest.raises(ValueError, match="'target' or 'prediction'"):

@@ -148,7 +148,7 @@ def test_cam_needs_an_average_and_a_linear_layer(make_model, animals):
 def test_differentiated_models_are_measured_on_the_standard_path(make_model, gated, animals, metric):
     model, (images, targets, boxes) = make_model(num_classes=NUM_CLASSES), animals
     plain = metric(model, loader(images, targets), boxes)
-    differentiated = gated(timm_csg.differentiate(model))
+    differentiated = gated(timm_csg.differentiate(model, mechanism="csg"))
     assert metric(differentiated, loader(images, targets), boxes).total_iou == pytest.approx(plain.total_iou)
 
 

@@ -128,7 +128,7 @@ def test_collected_peaks_are_those_of_the_maps(make_model, images, targets, name
 
 
 def test_a_mask_that_acts_at_inference_is_looked_through(tiny_model, images, targets):
-    model = timm_csg.differentiate(tiny_model)
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
     loader = [(images, targets)]
     plain = metrics.collect_peaks(model, loader)
 

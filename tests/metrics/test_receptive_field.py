@@ -157,7 +157,7 @@ def test_tokens_without_a_map_are_refused(make_model):
 
 
 def test_model_and_random_state_are_left_as_found(tiny_model):
-    model = timm_csg.differentiate(tiny_model)
+    model = timm_csg.differentiate(tiny_model, mechanism="csg")
     model.train()
     model.layer1.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}

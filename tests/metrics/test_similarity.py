@@ -65,7 +65,7 @@ def test_summary_equals_a_loop_over_pairs():
     ],
 )
 def test_stage_weight_is_that_of_the_last_layer_which_makes_the_filters(make_model, name, layer):
-    model = timm_csg.differentiate(make_model(name)).train()
+    model = timm_csg.differentiate(make_model(name), mechanism="csg").train()
     found = metrics.stage_weight(model, torch.rand(1, 3, 64, 64))
     assert found.name == layer
     assert torch.equal(found.weight, dict(model.named_modules())[layer].weight.flatten(1))

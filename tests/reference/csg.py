@@ -6,8 +6,6 @@ psi(relu(||G||_1 - g)) and, after every update, G_k <- G_k / max_c G_k followed 
 
 import math
 
-import torch
-
 
 def row(gate, target):
     """The row of one image: a class index, soft targets (mixed), or zeros and ones (strongest class present)."""
@@ -32,33 +30,6 @@ def gated_features(features, gate, targets, layout):
             else:
                 result[image, ..., k] = features[image, ..., k] * entry
     return result
-
-
-def competitive_logits(features, gate, layout, forward_head):
-    """Logit of class c: the plain head's logit c of the features seen through row c, one image and class at a time."""
-    num_classes = gate.shape[0]
-    logits = torch.empty(len(features), num_classes)
-    for image in range(len(features)):
-        for c in range(num_classes):
-            seen = gated_features(features[image : image + 1], gate, torch.tensor([c]), layout)
-            logits[image, c] = forward_head(seen)[0, c]
-    return logits
-
-
-def evidence_logits(features, gate, weight, bias, evidence, scale=6.4):
-    """Pool → linear: sum_k E_ck G_ck GAP(A_k) + b_c with E = W, relu(W) or scale * C / K, [batch, filters, h, w]."""
-    constant = scale * gate.shape[0] / gate.shape[1]
-    says = {"any": lambda w: w, "positive": lambda w: max(w, 0.0), "gate": lambda w: constant}[evidence]
-    logits = []
-    for maps in features.tolist():
-        pooled = [math.fsum(math.fsum(line) for line in image) / (len(image) * len(image[0])) for image in maps]
-        logits.append(
-            [
-                math.fsum(says(w) * g * a for w, g, a in zip(weights, entries, pooled, strict=True)) + float(b)
-                for weights, entries, b in zip(weight.tolist(), gate.tolist(), bias, strict=True)
-            ]
-        )
-    return torch.tensor(logits)
 
 
 def projected(gate):
@@ -87,9 +58,3 @@ def sparsity(gate, classes_per_filter, norm):
     excess = paper_sparsity(gate, classes_per_filter * num_filters) / num_filters
     psi = {"l1": excess, "l2": excess**2, "smooth_l1": excess**2 / 2 if excess < 1 else excess - 0.5}
     return num_filters * psi[norm]
-
-
-def foreign(weight, gate):
-    """Sum of (W (1 - G))^2 over classes and filters."""
-    pairs = zip(weight, gate, strict=True)
-    return math.fsum((w * (1 - g)) ** 2 for ws, gs in pairs for w, g in zip(ws, gs, strict=True))
