@@ -110,7 +110,7 @@ def input_size(model):
 
 @pytest.mark.parametrize("name", timm.list_models(exclude_filters=[*LISTS, *ENCODERS]))
 def test_gated_paths_of_every_supported_architecture(name, monkeypatch):
-    model = timm_csg.differentiate(build(name, num_classes=3))
+    model = timm_csg.differentiate(build(name, num_classes=3), mechanism="csg")
     features, backbone = [], model.forward_features
 
     @torch.no_grad()
@@ -134,8 +134,13 @@ def test_gated_paths_of_every_supported_architecture(name, monkeypatch):
     assert model.mechanism.channels_last is (layout(name) == "NHWC")
 
     timm_csg.undifferentiate(model)
-    timm_csg.differentiate(model, gating="competitive")
-    assert model(images, paths=("gated",)).gated.shape == (2, 3)
+    timm_csg.differentiate(model, mechanism="assigned")
+    model.mechanism.train()
+    outputs = model(images, targets, paths=("gated",))
+    assert outputs.gated.shape == (2, 3)
+    (outputs.gated.sum() + outputs.losses["solo"]).backward()
+    assert model.mechanism.scale.grad.shape == (gate.shape[1],)
+    model.project_()
 
     timm_csg.undifferentiate(model)
     timm_csg.differentiate(model, mechanism="icnn")
@@ -175,6 +180,41 @@ def test_kind_of_head_is_that_of_the_table_before_and_after_training(name):
         for tensor in (tensor for tensor in model.state_dict().values() if tensor.is_floating_point()):
             tensor += 0.05 * torch.rand(tensor.shape)
     assert probe_head(model, model.num_features) == HEADS[name]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_filters_are_assigned_trained_and_masked_or_the_mask_is_refused(name, monkeypatch):
+    """One step of everything behind the backbone, whose features are computed once."""
+    torch.manual_seed(0)
+    model = timm_csg.differentiate(timm.create_model(name, num_classes=3).eval())
+    images, targets = torch.rand(3, *input_size(model)), torch.arange(3)
+    with torch.no_grad():
+        features = model.forward_features(images)
+    monkeypatch.setattr(model, "forward_features", lambda images: features)
+    own = timm_csg.assign_filters(model, [(images, targets)]).matrix
+    assert own.any(dim=1).all()
+    assert own.sum() == model.num_features
+
+    loop = timm_csg.TrainingMixin()
+    loop.schedule = timm_csg.Joint()
+    optimizer = torch.optim.SGD(timm_csg.param_groups(model, lr=0.1))
+    loop.attach(optimizer, model)
+    losses = loop.losses(model.train(), images, targets, torch.nn.functional.cross_entropy)
+    losses["loss"].backward()
+    optimizer.step()
+    assert losses["solo"].isfinite()
+
+    weight = model.eval().read_head().weight
+    if HEADS[name] in ("linear", "normed"):
+        assert weight[own].any()
+        assert not weight[~own].any()
+        timm_csg.adapt(model, [(images, targets)])
+        assert model.read_head().weight[own].any()
+        assert not model.read_head().weight[~own].any()
+    else:
+        assert weight is None
+        with pytest.raises(ValueError, match=f"its head is of kind '{HEADS[name]}', so that there is no weight"):
+            timm_csg.adapt(model, [(images, targets)])
 
 
 @pytest.mark.parametrize("name", HEADS)

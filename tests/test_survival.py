@@ -74,8 +74,9 @@ def test_pickled_model_computes_the_same(differentiated, images, targets, protoc
     assert_same(outputs(twin, images, targets), outputs(differentiated, images, targets))
 
 
-def test_whole_model_saved_by_torch_loads_in_a_fresh_process(tmp_path, make_model, images, targets, gated):
-    model = gated(timm_csg.differentiate(make_model(), mechanism="csg"))
+@MECHANISMS
+def test_whole_model_saved_by_torch_loads_in_a_fresh_process(tmp_path, make_model, images, targets, gated, mechanism):
+    model = gated(timm_csg.differentiate(make_model(), mechanism=mechanism))
     torch.save(model, tmp_path / "model.pt")
     torch.save((images, targets, model(images, targets)), tmp_path / "data.pt")
     code = (
@@ -92,12 +93,13 @@ def test_state_dict_is_that_of_plain_timm_plus_the_gate(any_model, make_model):
     assert list(timm_csg.differentiate(any_model, mechanism="csg").state_dict()) == [*plain_keys, "mechanism.gate"]
 
 
-def test_state_dict_round_trip_is_bit_equal(make_model, images, targets, gated):
-    model = gated(timm_csg.differentiate(make_model(), mechanism="csg"))
+@MECHANISMS
+def test_state_dict_round_trip_is_bit_equal(make_model, images, targets, gated, mechanism):
+    model = gated(timm_csg.differentiate(make_model(), mechanism=mechanism))
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     buffer.seek(0)
-    other = timm_csg.differentiate(make_model(seed=9), mechanism="csg")
+    other = timm_csg.differentiate(make_model(seed=9), mechanism=mechanism)
     assert not torch.equal(other(images), model(images))
     other.load_state_dict(torch.load(buffer, weights_only=True))
     assert_same(outputs(other, images, targets), outputs(model, images, targets))
@@ -144,7 +146,8 @@ def test_autocast_to_bfloat16_runs_both_paths_and_reaches_the_mechanism(any_mode
 def test_converted_model_computes_in_its_dtype(any_model, images, targets, gated, mechanism, dtype):
     model = gated(timm_csg.differentiate(any_model, mechanism=mechanism)).to(dtype)
     found = outputs(model, images.to(dtype), targets)
-    assert found.standard.dtype == found.gated.dtype == dtype
+    assert found.standard.dtype == dtype
+    assert found.gated.dtype == (dtype if mechanism == "csg" else torch.promote_types(dtype, torch.float32))
 
 
 def test_model_moved_to_the_meta_device_takes_its_gate_along(differentiated):
@@ -252,6 +255,23 @@ def test_both_paths_of_any_layout_compile_into_one_graph(any_model, images, targ
     assert_same(outputs(compiled(model), images, targets), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["indices", "soft", "multi-hot"])
+def test_training_step_of_assigned_filters_compiles_into_one_graph(tiny_model, images, targets, gated, kind):
+    model = gated(timm_csg.differentiate(tiny_model)).train()
+    twin = copy.deepcopy(model)
+    rows = F.one_hot(targets, 5)
+    given = {"indices": targets, "soft": 0.9 * rows + 0.02, "multi-hot": rows | F.one_hot((targets + 1) % 5, 5)}[kind]
+    tolerance = {"rtol": 1e-4, "atol": 1e-5}
+    found, expected = compiled(model)(images, given, paths=BOTH), twin(images, given, paths=BOTH)
+    assert_same(found, expected, **tolerance)
+    torch.testing.assert_close(found.losses["solo"], expected.losses["solo"], **tolerance)
+    for each, result in ((model, found), (twin, expected)):
+        (result.losses["solo"] + result.standard.sum()).backward()
+        each.project_()
+    torch.testing.assert_close(model.mechanism.scale.grad, twin.mechanism.scale.grad, **tolerance)
+    torch.testing.assert_close(model.mechanism.mean, twin.mechanism.mean, **tolerance)
+
+
 def test_compiled_model_trains_its_gate(tiny_model, images, targets):
     model = timm_csg.differentiate(tiny_model, mechanism="csg").train()
     F.cross_entropy(compiled(model)(images, targets), targets).backward()
@@ -283,17 +303,19 @@ def test_exported_plain_view_has_no_gate_in_its_state(differentiated, images):
     assert not any("mechanism" in name for name in program.state_dict)
 
 
-def test_onnx_file_of_the_standard_path_has_no_gate(tiny_model, images, tmp_path):
+@MECHANISMS
+def test_onnx_file_of_the_standard_path_has_no_mechanism(tiny_model, images, mechanism):
     pytest.importorskip("onnxscript")
-    model = timm_csg.differentiate(tiny_model, mechanism="csg")
+    model = timm_csg.differentiate(tiny_model, mechanism=mechanism)
     program = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
     names = [*program.model.graph.initializers]
     assert "fc.weight" in names
     assert not any("mechanism" in name for name in names)
 
 
-def test_standard_path_can_be_traced(tiny_model, images):
-    model = timm_csg.differentiate(tiny_model, mechanism="csg")
+@MECHANISMS
+def test_standard_path_can_be_traced(tiny_model, images, mechanism):
+    model = timm_csg.differentiate(tiny_model, mechanism=mechanism)
     torch.testing.assert_close(torch.jit.trace(model, images)(images), model(images))
 
 

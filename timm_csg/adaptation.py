@@ -75,12 +75,12 @@ def adapt(
     sums = no_sums(mechanism)
     seen: list[tuple[Tensor, Tensor]] = []
     for features, targets in features_of(inner, loader, amp_dtype=amp_dtype, progress=progress):
+        if targets.ndim == 2 and not is_soft(targets):
+            raise ValueError("adapt() fits one class for each picture, but targets are multi-hot; fine-tune instead.")
         sums = sums.plus(ResponseSums.of(mechanism.responses(features, head), targets, len(sums.target)))
         seen.append((head.pooled(features).flatten(1).float(), targets))
     assignment = use_sums(inner, mechanism, sums)
     inputs, targets = (torch.cat(column) for column in zip(*seen, strict=True))
-    if targets.ndim == 2 and not is_soft(targets):
-        raise ValueError("adapt() fits one class for each picture, but targets are multi-hot; fine-tune instead.")
     fit = fit_masked_classifier(inputs, targets, mechanism.assignment)
     with torch.no_grad():
         weight.copy_(fit.weight)

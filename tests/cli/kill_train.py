@@ -55,7 +55,7 @@ def train(output, notify):
     Training.save_model = announced(Training.save_model, "saving")
     train_module.measure = announced(train_module.measure, "measuring")
     torch.save = save_in_two_halves
-    options = ["--recipe", "competitive", "--model-ema", "--img-size", "16", "--batch-size", "128", "--device", "cpu"]
+    options = ["--recipe", "assigned", "--model-ema", "--img-size", "16", "--batch-size", "128", "--device", "cpu"]
     return main(["train", "--output", str(output), "--epochs", str(EPOCHS), "--quiet", *options])
 
 
@@ -80,7 +80,7 @@ def train_until(output, phase, occurrence, delay):
 
 def epochs_done(output):
     """Whole epochs on disk; fails if the state is not complete."""
-    state = output / "competitive" / "state.pt"
+    state = output / "assigned" / "state.pt"
     return load_state(state)["epochs_done"] if state.exists() else 0
 
 
@@ -88,7 +88,7 @@ def outcome(output):
     """Everything a run leaves, but for its times."""
     with (output / "log.csv").open() as handle:
         log = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(handle)]
-    metrics = json.loads((output / "metrics.json").read_text())["competitive"]
+    metrics = json.loads((output / "metrics.json").read_text())["assigned"]
     weights = [output / "model" / name for name in ("model.safetensors", "mechanism/timm_csg.safetensors")]
     return log, metrics | {"seconds": None}, [path.read_bytes() for path in weights]
 

@@ -91,7 +91,7 @@ def test_state_survives_an_image_damaged_on_the_way(pictures, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(train_module._Logged, "epoch", interrupt)
         assert train(pictures, tmp_path / "out", epochs=2) == 130
-    state = tmp_path / "out" / "competitive" / "state.pt"
+    state = tmp_path / "out" / "assigned" / "state.pt"
     before, image = state.read_bytes(), (pictures / "val" / "a" / "0.png").read_bytes()
     truncate(pictures / "val" / "a" / "0.png")
     assert main(["train", "--resume", str(tmp_path / "out")]) == 2

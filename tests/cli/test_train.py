@@ -216,7 +216,7 @@ def test_loss_that_is_not_finite_stops_with_the_last_epoch_on_disk(tmp_path, mon
     )
     assert run(tmp_path / "out") == 1
     assert "not finite" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "competitive" / "state.pt").exists()
+    assert not (tmp_path / "out" / "assigned" / "state.pt").exists()
 
 
 def test_training_set_smaller_than_a_batch_is_refused(tmp_path):
