@@ -118,7 +118,7 @@ def test_run_with_a_class_without_validation_images_ends_well(pictures, tmp_path
 
 def test_class_that_only_validation_has_is_named(pictures):
     (pictures / "val" / "c").rename(pictures / "val" / "sea")
-    with pytest.raises(ValueError, match=r"classes that training has not: sea"):
+    with pytest.raises(ValueError, match=r"classes missing from the training split: sea"):
         load(pictures)
 
 

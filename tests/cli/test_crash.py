@@ -15,6 +15,7 @@ from timm_csg.cli import display, main
 from timm_csg.cli import state as state_module
 from timm_csg.cli import train as train_module
 from timm_csg.cli.engine import Training
+from timm_csg.cli.results import Measured
 from timm_csg.cli.state import load_state
 
 SMALL = ["--recipe", "paper", "--model", "test_resnet", "--img-size", "32", "--batch-size", "8", "--device", "cpu"]
@@ -44,7 +45,8 @@ def run(pictures):
 
 def stop_measuring(patch):
     """The measurement at the end takes longer than these trainings."""
-    patch.setattr(train_module, "measure", lambda *_: {"accuracy": 0.5})
+    patch.setattr(train_module, "measure", lambda *_: Measured({"accuracy": 0.5}, None, None))
+    patch.setattr(train_module, "draw", lambda *_: None)
     patch.setattr(display, "result_table", lambda results: "")
 
 
@@ -131,14 +133,14 @@ def test_any_file_that_cannot_be_written_is_told_in_one_sentence(run, name, whol
 def test_run_folder_that_cannot_be_made_is_named(run, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert run(tmp_path / "file" / "out") == 2
-    assert f"cannot write to the run folder {tmp_path / 'file' / 'out'}" in capsys.readouterr().err.replace("\n", " ")
+    assert f"cannot write to the folder {tmp_path / 'file' / 'out'}" in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="the administrator may write everywhere")
 def test_read_only_folder_is_named(run, tmp_path, capsys):
     (tmp_path / "out").mkdir(mode=0o500)
     assert run(tmp_path / "out") == 2
-    assert f"cannot write to the run folder {tmp_path / 'out'}" in capsys.readouterr().err.replace("\n", " ")
+    assert f"cannot write to the folder {tmp_path / 'out'}" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_weights_that_are_not_finite_do_not_replace_a_state_that_is(run, tmp_path, monkeypatch, capsys):

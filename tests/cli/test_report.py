@@ -91,7 +91,7 @@ def test_plugin_registers_the_architecture(tmp_path):
         (["nowhere"], "no checkpoint at nowhere"),
         (["{run}", "--data", "folder:/does/not/exist"], "does not exist"),
         (["{run}", "--reference", "nowhere"], "no checkpoint at nowhere"),
-        (["{run}", "--plugin", "no_such_module"], "names no module"),
+        (["{run}", "--plugin", "no_such_module"], "is not a module"),
         (["{run}", "--device", "cuda:99"], "cuda:99"),
     ],
 )

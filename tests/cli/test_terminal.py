@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from timm_csg.cli import main
 from timm_csg.cli.commands import COMMANDS
@@ -84,3 +85,39 @@ def test_a_closed_pipe_is_no_error():
     command = f"{sys.executable} -m timm_csg inspect test_resnet test_resnet | true; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "lower --batch-size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), "lower --batch-size"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "exited unexpectedly"),
+        (MemoryError(), "out of memory"),
+    ],
+)
+def test_limits_of_the_machine_are_one_sentence(error, said, monkeypatch, capsys):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(COMMANDS["inspect"], "run", fail)
+    assert main(["inspect", "x"]) == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_faults_of_the_package_keep_their_traceback(monkeypatch):
+    def fail(args):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(COMMANDS["inspect"], "run", fail)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        main(["inspect", "x"])
+
+
+def test_a_run_folder_of_a_command_that_fails_at_once_is_not_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--device", "cuda:99"]) == 2
+    assert main(["evaluate", "nothing", "--data", "digits"]) == 2
+    assert list(tmp_path.glob("runs/*")) == []

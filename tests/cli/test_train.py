@@ -72,13 +72,25 @@ def test_models_load_here_and_in_plain_timm_with_equal_logits(finished):
     assert timm.create_model(f"local-dir:{finished / 'standard' / 'model'}", pretrained=True).num_classes == 10
 
 
-def test_output_is_one_table_when_not_a_terminal(finished, capsys):
-    assert main(["train", "--resume", str(finished)]) == 0
+def test_quiet_output_is_one_table(finished, capsys):
+    assert main(["train", "--resume", str(finished), "--quiet"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("On the validation images")
     assert "assigned" in out
     assert "epoch" not in out
     assert err == ""
+
+
+def test_a_pipe_gets_the_run_folder_first_and_a_line_for_each_epoch(tmp_path, capsys):
+    assert run(tmp_path / "out", recipe="paper") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"run folder: {tmp_path / 'out'}"
+    epochs = [line for line in lines if line.startswith("paper: epoch")]
+    assert [line.partition(",")[0] for line in epochs] == ["paper: epoch 1/2 (standard)", "paper: epoch 2/2 (standard)"]
+    assert "accuracy 0." in epochs[0]
+    assert epochs[0].endswith("left")
+    assert lines.index("measuring paper") > lines.index(epochs[1])
+    assert "writing the report" in lines
 
 
 def test_resuming_a_finished_run_changes_no_weight(finished):
@@ -152,7 +164,8 @@ FOLDER = ["--model", "test_resnet", "--workers", "0", "--batch-size", "8", "--im
 
 @pytest.mark.parametrize("form", ["folder:{}", "{}", "torch/image_folder"])
 def test_trains_on_pictures_of_the_user(form, image_folder, tmp_path):
-    data = ["--data", form.format(image_folder), "--data-dir", str(image_folder)]
+    data = ["--data", form.format(image_folder)]
+    data += ["--data-dir", str(image_folder)] if form.startswith("torch/") else []
     assert main(["train", "--output", str(tmp_path / "out"), *data, *FOLDER]) == 0
     assert timm_csg.from_pretrained(tmp_path / "out" / "model").num_classes == 2
 
@@ -187,7 +200,7 @@ def test_mechanism_options_and_schedule_of_the_command_line_win(image_folder, tm
         (["--model", "no_such_model"], "no_such_model"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--option", "sparsety_weight=1"], "its options are initial_gate"),
-        (["--epochs", "0"], "--epochs must be 1 or more"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
         (["--resume", "/does/not/exist"], "nothing to resume"),
     ],
 )
@@ -241,8 +254,9 @@ def test_validation_images_are_cropped_as_the_model_wants(tmp_path):
     for split, name in itertools.product(("train", "val"), ("ant", "bee")):
         folder = tmp_path / split / name
         folder.mkdir(parents=True)
-        Image.new("RGB", (40, 20)).save(folder / "a.png")
-    settings = TrainSettings(data=f"folder:{tmp_path}", img_size=32, device="cpu", workers=0).resolved()
+        for number in range(2):
+            Image.new("RGB", (40, 20)).save(folder / f"{number}.png")
+    settings = TrainSettings(data=f"folder:{tmp_path}", img_size=32, batch_size=2, device="cpu", workers=0).resolved()
     sizes = {}
     for mode in ("center", "squash"):
         config = data_config(settings) | {"crop_mode": mode, "crop_pct": 1.0}

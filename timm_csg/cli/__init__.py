@@ -30,6 +30,14 @@ from timm_csg.version import __version__
 
 _QUIET = "print no progress and no log lines"
 _PIPE_CLOSED = 141
+# What PyTorch says when the machine is at its limit, and what to do.
+_REASONS = {
+    "out of memory": "out of memory; lower --batch-size or --img-size, or stop other programs that use the device.",
+    "MemoryError": "out of memory; lower --batch-size, --img-size or --workers, or stop other programs.",
+    "can't allocate memory": "out of memory; lower --batch-size, --img-size or --workers, or stop other programs.",
+    "DataLoader worker": "a process that loads images exited unexpectedly (killed or out of memory?); try --workers 0.",
+    "No space left on device": "the disk or the shared memory is full; free space, or try --workers 0.",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,6 +81,12 @@ def _run(args: argparse.Namespace) -> int:
     except (ValueError, TypeError, ImportError, OSError) as error:
         _say(f"timm-csg {args.command}: {error}")
         return 2
+    except (MemoryError, RuntimeError) as error:
+        reason = next((reason for sign, reason in _REASONS.items() if sign in f"{type(error).__name__} {error}"), None)
+        if reason is None:
+            raise  # a fault of ours, which a traceback helps to find
+        _say(f"timm-csg {args.command}: {reason}")
+        return 1
     return status
 
 
@@ -125,13 +139,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Lines(logging.Handler):
+    """Whole lines where there is no terminal to wrap them for."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(
+            f"{record.levelname.lower()}: {self.format(record)}"
+            if record.levelno > logging.INFO
+            else self.format(record)
+        )
+
+
 def _start_logging(*, quiet: bool) -> None:
-    logging.basicConfig(
-        level=logging.WARNING if quiet else logging.INFO,
-        format="%(message)s",
-        handlers=[RichHandler(console=make_console(stderr=True), show_path=False, show_time=False)],
-    )
-    logging.getLogger("timm").setLevel(logging.WARNING)
+    console = make_console(stderr=True)
+    handler = RichHandler(console=console, show_path=False, show_time=False) if console.is_terminal else _Lines()
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", handlers=[handler])
+    for name, least in (("timm", logging.WARNING), ("matplotlib", logging.WARNING), ("huggingface_hub", logging.ERROR)):
+        logging.getLogger(name).setLevel(least)
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -9,15 +10,36 @@ import timm
 import torch
 from timm.data import resolve_data_config
 from timm.models import resolve_model_input_args
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-from timm_csg.cli.settings import TrainSettings
+from timm_csg.cli.settings import STANDARD, TrainSettings
+from timm_csg.cli.spelling import check_choice, did_you_mean
 from timm_csg.freezing import freeze
-from timm_csg.mechanisms.base import resolve_config
+from timm_csg.mechanisms.base import list_mechanisms, resolve_config
 from timm_csg.model import differentiate
-from timm_csg.recipes import Recipe
+from timm_csg.recipes import RECIPES, Recipe
+from timm_csg.schedule import Alternating, Joint
 from timm_csg.training import param_groups
+
+
+def chosen_recipes(settings: TrainSettings) -> dict[str, Recipe | None]:
+    """The recipes to train, with what the settings change in them; None for plain timm training.
+
+    Args:
+        settings: Resolved.
+
+    Raises:
+        ValueError: If a name is unknown, or two trainings would be the same under two names.
+    """
+    for name in settings.recipe:
+        check_choice("recipe", name, [STANDARD, *RECIPES])
+    recipes = {name: None if name == STANDARD else with_overrides(RECIPES[name], settings) for name in settings.recipe}
+    for (one, recipe), (other, twin) in itertools.combinations(recipes.items(), 2):
+        if recipe is not None and twin is not None and replace(recipe, summary=twin.summary) == twin:
+            raise ValueError(f"with these options, --recipe {one} and {other} are the same training; name one of them.")
+    return recipes
 
 
 def with_overrides(recipe: Recipe, settings: TrainSettings) -> Recipe:
@@ -25,6 +47,7 @@ def with_overrides(recipe: Recipe, settings: TrainSettings) -> Recipe:
     mechanism = recipe.mechanism
     own = resolve_config(mechanism, {})[0].name
     name = settings.mechanism or own
+    check_choice("mechanism", name, list_mechanisms())
     if name != own or settings.option:
         options = mechanism.to_dict() if name == own else {}
         _, mechanism = resolve_config(name, options | (settings.option or {}))
@@ -32,7 +55,17 @@ def with_overrides(recipe: Recipe, settings: TrainSettings) -> Recipe:
     if gate_lr is None:
         has_momentum_only = settings.opt.lower().startswith(("sgd", "momentum", "nesterov"))
         gate_lr = recipe.gate_lr if has_momentum_only or recipe.separate_optimizers else recipe.gate_lr / 10
-    return replace(recipe, mechanism=mechanism, schedule=settings.schedule or recipe.schedule, gate_lr=gate_lr)
+    return replace(recipe, mechanism=mechanism, schedule=_schedule(recipe, settings), gate_lr=gate_lr)
+
+
+def _schedule(recipe: Recipe, settings: TrainSettings) -> Alternating | Joint:
+    """The recipe's schedule, or one of another kind, with the numbers that were given."""
+    kind = {"alternating": Alternating, "joint": Joint, None: type(recipe.schedule)}[settings.paths]
+    schedule = recipe.schedule if isinstance(recipe.schedule, kind) else kind()
+    given: dict[str, Any] = {"warmup": settings.gate_warmup, "unit": settings.path_unit}
+    if kind is Alternating:
+        given |= {"period": settings.period, "gated": settings.gated}
+    return replace(schedule, **{name: value for name, value in given.items() if value is not None})
 
 
 def data_config(settings: TrainSettings) -> dict[str, Any]:
@@ -49,8 +82,54 @@ def _model_args(settings: TrainSettings) -> dict[str, Any]:
     try:
         args: dict[str, Any] = resolve_model_input_args(settings.model, requested, **(settings.model_kwargs or {}))
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"--model {settings.model}: {error}") from error
+        alike = did_you_mean(settings.model, timm.list_models(), 3) if ":" not in settings.model else ""
+        raise ValueError(f"--model {settings.model}: {error}{alike}") from error
     return args
+
+
+def check_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None) -> None:
+    """Refuse what cannot be built, before anything is trained; costs no memory, and no weights are downloaded.
+
+    Raises:
+        ValueError: If the model, its options, the mechanism, the optimizer or the learning-rate schedule do not work.
+    """
+    try:
+        with torch.device("meta"):
+            model = make_model(replace(settings, pretrained=False), num_classes, recipe)
+    except (
+        RuntimeError,
+        TypeError,
+        AssertionError,
+        ArithmeticError,
+        LookupError,
+    ) as error:  # timm's constructors check little
+        raise ValueError(f"--model {settings.model} cannot be built with these options: {error}") from error
+    try:
+        optimizer = make_optimizers(model, settings, recipe)[0]
+    except (ValueError, AssertionError) as error:
+        alike = did_you_mean(settings.opt.lower(), list_optimizers())
+        raise ValueError(f"--opt {settings.opt} cannot be used: {error}{alike}") from error
+    make_scheduler(optimizer, settings, updates_per_epoch=1)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, *, updates_per_epoch: int) -> Any:
+    """The learning-rate schedule of an optimizer.
+
+    Raises:
+        ValueError: If timm has no schedule of that name.
+    """
+    try:
+        return create_scheduler_v2(
+            optimizer,
+            settings.sched,
+            num_epochs=settings.epochs,
+            warmup_epochs=min(settings.warmup_epochs, settings.epochs - 1),
+            warmup_lr=0.0,
+            step_on_epochs=False,
+            updates_per_epoch=updates_per_epoch,
+        )[0]
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"--sched {settings.sched}: {error}; try cosine, step, poly or tanh.") from error
 
 
 def make_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None) -> nn.Module:

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import logging
 import sys
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
 from timm.data import create_loader, resolve_data_config
-from timm.models import get_pretrained_cfg, is_model
+from timm.models import get_pretrained_cfg, is_model, list_models
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from timm_csg.cli.data import Digits, Loader, open_split
+from timm_csg.cli.data import Digits, Loader, has_validation, open_split
 from timm_csg.cli.data import class_names as names_of
 from timm_csg.cli.distributed import find_device
-from timm_csg.cli.images import CheckedImages
+from timm_csg.cli.images import CheckedImages, image_mode
 from timm_csg.cli.options import DATA_OPTIONS
-from timm_csg.cli.settings import DIGITS, TrainSettings
+from timm_csg.cli.settings import DIGITS, TrainSettings, settings_of_run
+from timm_csg.cli.spelling import did_you_mean
 from timm_csg.hub import from_pretrained
-from timm_csg.hub_errors import explained
+from timm_csg.hub_errors import HubError, explained
 from timm_csg.labels import class_names
 from timm_csg.manifest import CONFIG, CheckpointError, NoMechanismError, short
 
 _logger = logging.getLogger(__name__)
-RUN_SETTINGS = "settings.json"
 
 
 class CheckpointAndData(NamedTuple):
@@ -66,18 +68,25 @@ def settings_of(given: dict[str, Any], checkpoint: str) -> TrainSettings:
     trained = run_settings(checkpoint)
     if trained is None:
         return TrainSettings(**given).resolved()
-    names = [*DATA_OPTIONS, "in_chans", "train_split"] if given.get("data", trained.data) == trained.data else []
-    return TrainSettings(**{name: getattr(trained, name) for name in names} | given).resolved()
+    asked = TrainSettings(**given).resolved()
+    moved = asked.folder is not None and trained.folder is not None and asked.folder != trained.folder
+    if "data" in given and not moved and asked.data != trained.resolved().data:
+        return asked
+    names = [*DATA_OPTIONS, "in_chans", "train_split"]
+    settings = TrainSettings(**{name: getattr(trained, name) for name in names} | given).resolved()
+    if moved and "val_fraction" not in given and has_validation(settings):
+        settings = replace(settings, val_fraction=None, val_seed=None)
+    return settings
 
 
 def run_settings(checkpoint: str) -> TrainSettings | None:
     """The settings of the ``timm-csg train`` run that a checkpoint lies in; None if it lies in none."""
-    folder = Path(checkpoint.removeprefix("local-dir:"))
-    if folder.is_dir():
-        for candidate in (folder, *folder.resolve().parents[:2]):
-            if (candidate / RUN_SETTINGS).is_file():
-                return TrainSettings.from_json((candidate / RUN_SETTINGS).read_text(encoding="utf-8"))
-    return None
+    folder = Path(checkpoint.removeprefix("local-dir:")).expanduser()
+    if not folder.is_dir():
+        return None
+    above = folder.resolve().parents[:2] if folder.resolve().name == "model" else ()
+    found = (settings_of_run(candidate) for candidate in (folder, *above))
+    return next((settings for settings in found if settings is not None), None)
 
 
 def import_plugins(plugins: Sequence[str]) -> None:
@@ -87,12 +96,12 @@ def import_plugins(plugins: Sequence[str]) -> None:
         ValueError: If there is no such file or module.
     """
     for plugin in plugins:
-        path = Path(plugin)
+        path = Path(plugin).expanduser()
         if path.suffix != ".py":
             try:
                 importlib.import_module(plugin)
             except ModuleNotFoundError as error:
-                raise ValueError(f"--plugin {plugin} names no module that can be imported: {error}.") from error
+                raise ValueError(f"--plugin {plugin} is not a module that can be imported: {error}.") from error
             continue
         if not path.is_file():
             raise ValueError(f"--plugin {plugin}: there is no such file.")
@@ -121,18 +130,40 @@ def load_model(checkpoint: str, device: torch.device | None = None) -> nn.Module
         ValueError: If timm has no pretrained weights of that name.
     """
     folder = checkpoint_folder(checkpoint)
-    is_name = folder is None and "/" not in checkpoint and is_model(checkpoint.partition(".")[0])
-    if is_name:
-        model = _timm_model(checkpoint)
-    else:
-        try:
-            model = from_pretrained(checkpoint if folder is None else folder)
-        except CheckpointError as error:
-            if not isinstance(error, NoMechanismError) and not isinstance(error.__cause__, NoMechanismError):
-                raise
-            prefix = "" if checkpoint.startswith(("hf-hub:", "hf_hub:")) else "hf-hub:"
-            model = _timm_model(f"{prefix}{checkpoint}" if folder is None else f"local-dir:{folder}")
+    try:
+        model = _load(checkpoint, folder)
+    except (CheckpointError, HubError) as error:
+        alike = folder_spelled_alike(checkpoint) if folder is None else ""
+        if not alike:
+            raise
+        raise type(error)(f"{str(error).rstrip('.')}{alike}") from error
     return model.eval().to(device if device is not None else torch.device("cpu"))
+
+
+def _load(checkpoint: str, folder: Path | None) -> nn.Module:
+    if folder is None and "/" not in checkpoint and is_model(checkpoint.partition(".")[0]):
+        return _timm_model(checkpoint)
+    try:
+        return from_pretrained(checkpoint if folder is None else folder)
+    except CheckpointError as error:
+        if not isinstance(error, NoMechanismError) and not isinstance(error.__cause__, NoMechanismError):
+            raise
+        prefix = "" if checkpoint.startswith(("hf-hub:", "hf_hub:")) else "hf-hub:"
+        return _timm_model(f"{prefix}{checkpoint}" if folder is None else f"local-dir:{folder}")
+
+
+def folder_spelled_alike(checkpoint: str) -> str:
+    """The end of a sentence that offers a folder, or a timm model, whose name differs by a typo; empty if none does."""
+    place = Path()
+    parts = Path(checkpoint.removeprefix("local-dir:")).expanduser().parts
+    for index, part in enumerate(parts):
+        if not (place / part).exists():
+            beside = [path.name for path in place.iterdir()] if place.is_dir() else []
+            alike = difflib.get_close_matches(part, beside, n=1)
+            whole = [str(Path(place, *alike, *parts[index + 1 :]))] if alike else []
+            return did_you_mean(checkpoint, whole) or did_you_mean(checkpoint, list_models())
+        place = place / part
+    return ""
 
 
 def _timm_model(name: str) -> nn.Module:
@@ -150,7 +181,7 @@ def _timm_model(name: str) -> nn.Module:
 
 def checkpoint_folder(checkpoint: str) -> Path | None:
     """The checkpoint's folder; of a run the folder ``model`` in it. None if it is no folder."""
-    folder = Path(checkpoint.removeprefix("local-dir:"))
+    folder = Path(checkpoint.removeprefix("local-dir:")).expanduser()
     if not folder.is_dir():
         return None
     inner = folder / "model"
@@ -191,7 +222,7 @@ def load_checkpoint_and_data(checkpoint: str, settings: TrainSettings) -> Checkp
         found = names_of(dataset, settings, default=int(model.num_classes))  # type: ignore[arg-type]
         names, new_labels = match_classes(checkpoint, model, found, settings)
         if not isinstance(dataset, IterableDataset):
-            mode = "L" if config["input_size"][0] == 1 else "RGB"
+            mode = image_mode(config["input_size"][0])
             dataset = CheckedImages(dataset, len(names), mode=mode, new_labels=new_labels)
         elif new_labels is not None:
             raise ValueError(

@@ -17,6 +17,7 @@ from timm_csg.checkpoint import replacing
 from timm_csg.cli.groups import GROUPS, Row
 from timm_csg.cli.measures import Subject
 from timm_csg.cli.results import save_matrix_figure
+from timm_csg.cli.spelling import file_stem
 
 _LABELS = "† the label gate is given the true label: this says nothing about new images."
 _ATTACK_LINES = (
@@ -91,7 +92,7 @@ def _table(lines: Sequence[_Line], columns: dict[str, list[Text]]) -> Table:
     for index, line in enumerate(lines):
         if index and line.group != lines[index - 1].group:
             table.add_row()
-        table.add_row(line.row.label, *(cells[index] for cells in columns.values()))
+        table.add_row(Text(line.row.label), *(cells[index] for cells in columns.values()))
     return table
 
 
@@ -131,7 +132,7 @@ def write_subject(subject: Subject, label: str, output: Path) -> None:
         label: Its name.
         output: Folder, made if it does not exist.
     """
-    stem = label.replace("/", "_").replace(":", "_")
+    stem = file_stem(label)
     names = subject.class_names
     _write_table(output / f"classes_{stem}.csv", {"class": names, **subject.classes}, names)
     filters = {"filter": torch.arange(subject.seen.features.shape[1]), **subject.filters}
@@ -154,10 +155,12 @@ def _write_table(path: Path, columns: dict[str, Any], class_names: Sequence[str]
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow(lists)
-        writer.writerows([_text(value) for value in row] for row in zip(*lists.values(), strict=True))
+        writer.writerows([_cell_text(value) for value in row] for row in zip(*lists.values(), strict=True))
 
 
-def _text(value: Any) -> str:
+def _cell_text(value: Any) -> str:
+    """A number, or a name that no spreadsheet takes for a formula."""
     if isinstance(value, float):
         return "" if value != value else f"{value:.6g}"
-    return str(value)
+    text = str(value)
+    return f"'{text}" if isinstance(value, str) and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from timm_csg.cli.checkpoint_data import RUN_SETTINGS, run_settings, settings_of
-from timm_csg.cli.settings import TrainSettings
+from timm_csg.cli.checkpoint_data import run_settings, settings_of
+from timm_csg.cli.settings import TrainSettings, settings_of_run
 from timm_csg.manifest import CONFIG
 
 
@@ -26,15 +26,17 @@ def expand(checkpoints: Sequence[str]) -> dict[str, str]:
     parts: list[tuple[str, ...]] = []
     found: list[str] = []
     for checkpoint in checkpoints:
-        folder = Path(checkpoint.removeprefix("local-dir:"))
-        inner = sorted(folder.glob(f"*/model/{CONFIG}")) if (folder / RUN_SETTINGS).is_file() else []
-        if inner:
-            recipes = TrainSettings.from_json((folder / RUN_SETTINGS).read_text(encoding="utf-8")).recipe or []
+        folder = Path(checkpoint.removeprefix("local-dir:")).expanduser()
+        trained = settings_of_run(folder)
+        inner = sorted(folder.glob(f"*/model/{CONFIG}")) if trained is not None else []
+        if trained is not None:
+            recipes = trained.recipe or []
             inner.sort(key=lambda path: recipes.index(name) if (name := path.parts[-3]) in recipes else len(recipes))
         for path in [str(config.parent) for config in inner] or [checkpoint]:
             found.append(path)
-            is_folder = Path(path.removeprefix("local-dir:")).is_dir()
-            whole = Path(path.removeprefix("local-dir:")).absolute().parts if is_folder else tuple(path.split("/"))
+            place = Path(path.removeprefix("local-dir:")).expanduser()
+            is_folder = place.is_dir()
+            whole = place.absolute().parts if is_folder else tuple(path.split("/"))
             parts.append(whole[:-1] if is_folder and whole[-1] == "model" else whole)
     if not found:
         raise ValueError("there is nothing to evaluate; name one or more checkpoints.")
@@ -53,13 +55,16 @@ def settings_for(named: dict[str, str], data_options: dict[str, Any]) -> dict[st
         ValueError: If the checkpoints come from runs on different data and no option says which to take.
     """
     trained = {label: run_settings(checkpoint) for label, checkpoint in named.items()}
-    where = {(run.data, run.data_dir, run.val_split) for run in trained.values() if run is not None}
+    names = ("data", "data_dir", "val_split", "val_fraction", "val_seed")
+    where = {tuple(getattr(run, name) for name in names) for run in trained.values() if run is not None}
     if "data" not in data_options:
         if len(where) > 1:
-            listed = ", ".join(sorted(data for data, _, _ in where))
-            raise ValueError(f"the checkpoints were trained on different data ({listed}); choose with --data.")
+            listed = ", ".join(sorted({data for data, *_ in where}))
+            raise ValueError(
+                f"the checkpoints were trained on different data or parts of it ({listed}); choose with --data."
+            )
         if not where:
             raise ValueError("the checkpoints do not say what they were trained on; name the images with --data.")
-        known = dict(zip(("data", "data_dir", "val_split"), next(iter(where)), strict=True))
+        known = dict(zip(names, next(iter(where)), strict=True))
         data_options = {name: value for name, value in known.items() if value is not None} | data_options
     return {label: settings_of(data_options, checkpoint) for label, checkpoint in named.items()}

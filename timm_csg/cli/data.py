@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from timm_csg import metrics
 from timm_csg.cli.distributed import GlobalBatches, Processes
-from timm_csg.cli.images import CheckedImages, check_folders, classes_by_name, labels_as_in_training
+from timm_csg.cli.folders import PictureFolder
+from timm_csg.cli.images import CheckedImages, classes_by_name, image_mode, labels_by_name
 from timm_csg.cli.settings import DIGITS, TrainSettings
 
 _logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ def load_data(settings: TrainSettings, data_config: dict[str, Any], processes: P
         names = [str(digit) for digit in range(10)]
     else:
         train, validation, names = _open_both(settings, processes)
+    _check_sizes(train, validation, names, settings)
     if processes.count > 1:
         _check_shares(train, settings, processes)
     common = {
@@ -122,7 +124,10 @@ def load_data(settings: TrainSettings, data_config: dict[str, Any], processes: P
     if settings.data == DIGITS:
         data_config = data_config | {"crop_pct": 1.0}
     plain_train = copy.copy(train)  # timm's loader gives its data set the transform
-    train_loader = create_loader(train, is_training=True, **common, **augmentation)
+    try:
+        train_loader = create_loader(train, is_training=True, **common, **augmentation)
+    except (AssertionError, KeyError, ValueError, TypeError) as error:  # timm checks its policies with assertions
+        raise ValueError(f"--aa {settings.aa} or another option of the augmentation is wrong: {error!r}") from error
     cropping = {"crop_pct": data_config["crop_pct"], "crop_mode": data_config["crop_mode"]}
     validation_loader = create_loader(validation, is_training=False, **cropping, **common)
     own_validation = validation_loader
@@ -134,7 +139,7 @@ def load_data(settings: TrainSettings, data_config: dict[str, Any], processes: P
         own_validation = _with_sampler(validation_loader, sampler=share, batch_size=settings.batch_size)
         share = metrics.ShardSampler(len(plain_train), rank=processes.rank, world_size=processes.count)
         own_plain_train = _with_sampler(own_plain_train, sampler=share, batch_size=settings.batch_size)
-    description = f"{settings.data}: {len(train):,} training and {len(validation):,} validation images"
+    description = f"{settings.data_name}: {len(train):,} training and {len(validation):,} validation images"
     description = f"{description}, {len(names)} classes"
     loaders = (train_loader, validation_loader, own_plain_train, own_validation)
     return Data(*loaders, len(names), names, data_config, description)
@@ -153,20 +158,47 @@ def _open_both(settings: TrainSettings, processes: Processes) -> tuple[Any, Any,
             f"--data {settings.data} has one class only ({names[0] or 'its images lie in no folder of a class'}); a "
             "classifier needs two or more: one subfolder for each class in every split."
         )
-    check_folders(train)
-    new_labels = labels_as_in_training(train, validation)
+    if isinstance(train, PictureFolder) and train.empty:
+        raise ValueError(f"{train.root} has folders without images: {', '.join(train.empty[:8])}; fill or remove them.")
+    new_labels = labels_by_name(names, validation) if classes_by_name(train) else None
     if isinstance(train, IterableDataset) or isinstance(validation, IterableDataset):
         return train, validation, names
-    mode = "L" if settings.in_chans == 1 else "RGB"
+    mode = image_mode(settings.in_chans)
     checked = CheckedImages(train, len(names), mode=mode)
     return checked, CheckedImages(validation, len(names), mode=mode, new_labels=new_labels), names
+
+
+def _check_sizes(train: Any, validation: Any, names: list[str], settings: TrainSettings) -> None:
+    """Refuse what would fail after the training, or at once in words that nobody understands."""
+    if isinstance(train, IterableDataset) or isinstance(validation, IterableDataset):
+        return
+    if len(train) < settings.batch_size:
+        raise ValueError(
+            f"--batch-size {settings.batch_size} is more than the {len(train)} training images; choose a smaller one."
+        )
+    folder = getattr(validation, "dataset", None)
+    if not isinstance(folder, PictureFolder):
+        return
+    labels = {label for _, label in folder.samples}
+    if len(labels) < 2:
+        only = next(name for name, label in folder.class_to_idx.items() if label in labels)
+        others = [name for name in names if name != only][:8]
+        raise ValueError(
+            f"all validation images of --data {settings.data} are of the class {only}; to measure anything, add images "
+            f"of other classes ({', '.join(others)})."
+        )
+    if len(validation) < 3:
+        raise ValueError(
+            f"--data {settings.data} has {len(validation)} validation images; measuring needs at least 3, and dozens "
+            "of each class to be trusted."
+        )
 
 
 def _check_shares(train: Any, settings: TrainSettings, processes: Processes) -> None:
     if isinstance(train, IterableDataset):
         raise ValueError(
-            f"--data {settings.data} is a stream, which several processes cannot share exactly; use one process, or a "
-            "data set with a length: folders, .tar files, torch/ or hfds/."
+            f"--data {settings.data} is a streaming data set; multi-process training needs a known length: use one "
+            "process, or folders, .tar files, torch/ or hfds/."
         )
     size, count = settings.batch_size, processes.count
     if size % count:
@@ -183,16 +215,26 @@ def _with_sampler(loader: Any, **sampling: Any) -> Any:
 
 
 def open_split(settings: TrainSettings, *, is_training: bool) -> Any:
-    """The training or validation split of the settings as timm opens it, without transforms.
+    """The training or validation split of the settings, without transforms; folders by us, the rest as timm opens it.
 
     Raises:
         ValueError: If it is not found.
     """
     split = settings.train_split if is_training else settings.val_split
     name, root = settings.data, settings.data_dir
-    if name.startswith("folder:") or Path(name).is_dir():
-        name, root = "", name.removeprefix("folder:")
-        root = str(_folder_of_split(Path(root), split))
+    folder = settings.folder
+    if folder is not None:
+        if settings.val_fraction is not None:
+            return PictureFolder(
+                _undivided(folder, settings),
+                fraction=settings.val_fraction,
+                seed=settings.val_seed or 0,
+                is_training=is_training,
+            )
+        place = _folder_of_split(folder, split)
+        if place.is_dir():
+            return PictureFolder(place)
+        name, root = "", str(place)
     try:
         return create_dataset(
             name,
@@ -202,27 +244,44 @@ def open_split(settings: TrainSettings, *, is_training: bool) -> Any:
             download=settings.dataset_download,
             batch_size=settings.batch_size,
             seed=settings.seed,
-            num_classes=settings.num_classes,
             input_img_mode="L" if settings.in_chans == 1 else "RGB",
         )
     except (RuntimeError, OSError, AssertionError, ImportError, KeyError) as error:
         raise ValueError(f"cannot open the {split!r} split of --data {settings.data}: {error}") from error
 
 
+def _places(root: Path, split: str) -> list[Path]:
+    """Subfolders or tar files of a split that are there; timm knows synonyms such as val and test for validation."""
+    names = [split, *(("validation", "val", "test", "eval") if split in ("validation", "val") else ())]
+    return [path for name in names for path in (root / name, root / f"{name}.tar") if path.exists()]
+
+
 def _folder_of_split(root: Path, split: str) -> Path:
-    """The subfolder or tar file of a split; timm knows synonyms such as val and test for validation."""
     if not root.is_dir():
         raise ValueError(f"--data names the folder {root}, which does not exist.")
-    names = [split, *(("validation", "val", "test", "eval") if split in ("validation", "val") else ())]
-    for name in names:
-        for candidate in (root / name, root / f"{name}.tar"):
-            if candidate.exists():
-                return candidate
+    places = _places(root, split)
+    if places:
+        return places[0]
     raise ValueError(
-        f"{root} has no {split!r} split: expected one of {', '.join(names)} as a folder (one subfolder for each class) "
-        f"or .tar file, found {', '.join(sorted(path.name for path in root.iterdir())[:8]) or 'nothing'}; "
-        "name yours with --train-split and --val-split."
+        f"{root} has no {split!r} split: expected a folder of that name (one subfolder for each class) or a .tar file, "
+        f"found {', '.join(sorted(path.name for path in root.iterdir())[:8]) or 'nothing'}; name yours with "
+        "--train-split and --val-split, or hold out a part of the pictures with --val-fraction 0.2."
     )
+
+
+def has_validation(settings: TrainSettings) -> bool:
+    """Whether the folder of the settings has validation images of its own."""
+    return settings.folder is not None and bool(_places(settings.folder, settings.val_split))
+
+
+def _undivided(root: Path, settings: TrainSettings) -> Path:
+    """The folder of the class folders that ``--val-fraction`` divides."""
+    if not root.is_dir():
+        raise ValueError(f"--data names the folder {root}, which does not exist.")
+    validation = _places(root, settings.val_split)
+    if validation:
+        raise ValueError(f"--val-fraction divides a folder without validation images, but there is {validation[0]}.")
+    return next((place for place in _places(root, settings.train_split) if place.is_dir()), root)
 
 
 def class_names(dataset: Any, settings: TrainSettings, *, default: int | None = None) -> list[str]:

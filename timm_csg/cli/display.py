@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rich import box
@@ -12,7 +13,10 @@ from rich.table import Table
 
 
 class LiveDisplay:
-    """A progress bar over all trainings and a line for the newest epoch of each; silent where ``quiet``.
+    """What training does, for people.
+
+    On a terminal a progress bar over all trainings and a line for the newest epoch of each; elsewhere a plain line for
+    each epoch; nothing where ``quiet``.
 
     Args:
         console: Where to write.
@@ -22,11 +26,13 @@ class LiveDisplay:
     """
 
     def __init__(self, console: Console, recipes: list[str], steps: int, *, quiet: bool) -> None:
+        self.console, self.quiet = console, quiet
+        self.is_live = console.is_terminal and not quiet
         self.rows: dict[str, dict[str, Any]] = {name: {} for name in recipes}
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(None),
-            "{task.percentage:>3.0f}%",
+            TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -35,37 +41,54 @@ class LiveDisplay:
         )
         self.task = self.progress.add_task("training", total=steps)
         self.live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
-        self.quiet = quiet
         self.name = ""
+        self.left = _TimeLeft(steps)
 
     def __enter__(self) -> LiveDisplay:
-        if not self.quiet:
+        if self.is_live:
             self.live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not self.quiet:
+        if self.is_live:
             self.live.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if not self.quiet:
+            self.console.print(text, soft_wrap=True)
 
     def start(self, name: str, epochs: int, history: list[dict[str, Any]], steps_per_epoch: int) -> None:
         """A training begins, or goes on after the epochs in ``history``."""
         self.name = name
         self.rows[name] = {"epochs": epochs, **(history[-1] if history else {"epoch": -1})}
         self.progress.advance(self.task, len(history) * steps_per_epoch)
+        self.left.skip(len(history) * steps_per_epoch)
 
     def batch(self, path: str) -> None:
         """A batch is done."""
         row = self.rows[self.name]
         row["path"] = path
         self.progress.update(self.task, advance=1, description=f"{self.name}, epoch {row['epoch'] + 2}")
+        self.left.step()
+        if not self.is_live and self.left.is_first_estimate():
+            self.say(f"{self.name}: the first batches are done, {self.left}")
 
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is done."""
         self.rows[self.name] |= row
+        if self.is_live:
+            return
+        names = {"loss": 3, "accuracy": 4, "gated_accuracy": 4, "density": 3}
+        values = [f"{key.replace('_', ' ')} {row[key]:.{places}f}" for key, places in names.items() if key in row]
+        epoch = f"{self.name}: epoch {row['epoch'] + 1}/{self.rows[self.name]['epochs']} ({row['path']})"
+        self.say(", ".join([epoch, *values, f"{row['seconds']:.0f} s", str(self.left)]))
 
     def note(self, text: str) -> None:
         """What happens between trainings."""
         self.progress.update(self.task, description=text)
+        if not self.is_live:
+            self.say(text)
 
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -77,6 +100,37 @@ class LiveDisplay:
             gate = [_number(row.get(key), places) for key, places in (("gated_accuracy", 4), ("density", 3))]
             table.add_row(name, done, row.get("path", ""), *cells, *gate)
         return Group(table, self.progress)
+
+
+class _TimeLeft:
+    """How long the rest of the batches will take, at the speed so far."""
+
+    def __init__(self, steps: int) -> None:
+        self.start, self.done, self.left, self.was_told = time.monotonic(), 0, steps, False
+
+    def skip(self, steps: int) -> None:
+        """Batches that an earlier run has done."""
+        self.left -= steps
+        if self.done == 0:
+            self.start = time.monotonic()
+
+    def step(self) -> None:
+        """A batch is done."""
+        self.done, self.left = self.done + 1, self.left - 1
+
+    def is_first_estimate(self) -> bool:
+        """Once, some seconds after the start."""
+        if self.was_told or self.done < 3 or time.monotonic() - self.start < 5:
+            return False
+        self.was_told = True
+        return True
+
+    def __str__(self) -> str:
+        seconds = (time.monotonic() - self.start) / max(1, self.done) * self.left
+        if seconds < 90:
+            return f"about {seconds:.0f} s left"
+        minutes = round(seconds / 60)
+        return f"about {minutes} min left" if minutes < 90 else f"about {minutes / 60:.1f} h left"
 
 
 def result_table(results: dict[str, dict[str, Any]]) -> Table:

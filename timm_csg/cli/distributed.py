@@ -247,7 +247,7 @@ def run_together(run: Callable[[], int]) -> int:
 
 
 _GONE = (
-    "timm-csg: another process of this training ended without a word (killed, or out of memory?). "
+    "timm-csg: another process of this training exited unexpectedly (killed, or out of memory?). "
     "The last whole epoch is on disk; go on with --resume.\n"
 )
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from timm_csg import metrics
 from timm_csg.adaptation import adapt
 from timm_csg.assignment import assign_filters, has_assigned
 from timm_csg.checkpoint import replacing, save_plain, save_pretrained
-from timm_csg.cli.build import find_amp_dtype, make_model, make_optimizers
+from timm_csg.cli.build import find_amp_dtype, make_model, make_optimizers, make_scheduler
 from timm_csg.cli.data import Loader
 from timm_csg.cli.distributed import GlobalBatches, Processes
 from timm_csg.cli.settings import STANDARD, TrainSettings
@@ -43,6 +42,11 @@ class Display(Protocol):
 
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is done and on disk; ``row`` is its line of the log."""
+
+
+def _average(model: nn.Module, settings: TrainSettings) -> ModelEmaV3 | None:
+    decay = 0.9998 if settings.model_ema_decay is None else settings.model_ema_decay
+    return ModelEmaV3(model, decay=decay) if settings.model_ema else None
 
 
 class Training(TrainingMixin):
@@ -81,21 +85,12 @@ class Training(TrainingMixin):
         if recipe is not None:
             self.schedule = recipe.schedule
         self.assigns = is_differentiated(self.model) and has_assigned(self.model)
-        self.ema = ModelEmaV3(self.model, decay=settings.model_ema_decay) if settings.model_ema else None
+        self.ema = _average(self.model, settings)
         self.optimizers = make_optimizers(self.model, settings, recipe)
         if recipe is not None:
             self.attach(self.optimizers, self.model, averages=[] if self.ema is None else [self.ema])
         self.schedulers = [
-            create_scheduler_v2(
-                optimizer,
-                settings.sched,
-                num_epochs=settings.epochs,
-                warmup_epochs=min(settings.warmup_epochs, settings.epochs - 1),
-                warmup_lr=0.0,
-                step_on_epochs=False,
-                updates_per_epoch=steps_per_epoch,
-            )[0]
-            for optimizer in self.optimizers
+            make_scheduler(optimizer, settings, updates_per_epoch=steps_per_epoch) for optimizer in self.optimizers
         ]
         self.amp_dtype = find_amp_dtype(settings, device)
         self.scaler = NativeScaler(device=device.type) if self.amp_dtype == torch.float16 else None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from timm_csg.cli.groups import choose_groups
 from timm_csg.cli.measures import Subject
 from timm_csg.cli.measures_optional import ATTACKS
 from timm_csg.cli.results import write_json
+from timm_csg.cli.runs import folder_for_results
+from timm_csg.cli.terminal import make_console, say
 from timm_csg.model import is_differentiated
 from timm_csg.version import __version__
 
@@ -84,6 +87,11 @@ def evaluate(
         CheckpointError, HubError: If a checkpoint cannot be loaded.
     """
     check_data_options(data_options)
+    if attack_images < 1:
+        raise ValueError(f"--attack-images must be at least 1, but is {attack_images}.")
+    bad = [value for value in eps if not 0 < value <= 255]
+    if bad:
+        raise ValueError(f"--eps takes strengths in grey levels, more than 0 and at most 255, but has {bad[0]}.")
     unknown = sorted(set(attacks) - set(ATTACKS))
     if unknown:
         raise ValueError(f"unknown attack {', '.join(unknown)}; known are {', '.join(ATTACKS)}.")
@@ -113,7 +121,9 @@ def evaluate(
         },
         "checkpoints": {},
     }
-    with _Bar(Console() if console is None else console, len(named), quiet=quiet) as bar:
+    console = make_console() if console is None else console
+    place = nullcontext() if output is None else folder_for_results(output)
+    with place, _Bar(console, len(named), quiet=quiet) as bar:
         for label, checkpoint in named.items():
             start = time.perf_counter()
             subject = _collect(label, loaded.pop(label), seed, options, bar)
@@ -160,17 +170,17 @@ def short_name(value: Any) -> str:
 
 
 class _Bar:
-    """One line of progress: which model, which metric, how many images; silent where ``quiet``."""
+    """Which model, which metric, how many images: a bar on a terminal, else plain lines; silent where ``quiet``."""
 
     def __init__(self, console: Console, models: int, *, quiet: bool) -> None:
-        self.models, self.quiet = models, quiet
+        self.models, self.quiet, self.is_live = models, quiet, console.is_terminal and not quiet
         self.seen: list[str] = []
-        columns = (TextColumn("{task.description}"), BarColumn(None), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(None), TimeElapsedColumn())
         self.progress = Progress(*columns, console=console, expand=True, transient=True)
         self.task = self.progress.add_task("", total=None)
 
     def __enter__(self) -> _Bar:
-        if not self.quiet:
+        if self.is_live:
             self.progress.start()
         return self
 
@@ -183,6 +193,8 @@ class _Bar:
             self.seen.append(label)
         which = f"{len(self.seen)}/{self.models} " if self.models > 1 else ""
         self.progress.reset(self.task, total=images, description=f"{which}{label}: {name}")
+        if not self.is_live and not self.quiet:
+            say(f"measuring {which}{label}: {name}")
 
     def tick(self, images: int) -> None:
         """Images are done."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
-from PIL import Image
 from rich import box
 from rich.table import Table
+from rich.text import Text
 from timm.data import create_transform
 from torch import Tensor, nn
 
@@ -20,12 +23,17 @@ from timm_csg.cli.commands.explain import FILTERS, METHODS, OPTIONS
 from timm_csg.cli.data import class_names as names_of
 from timm_csg.cli.data import open_split
 from timm_csg.cli.distributed import find_device
+from timm_csg.cli.folders import find_pictures, shown
+from timm_csg.cli.images import ImageError, image_mode, read_image
+from timm_csg.cli.runs import folder_for_results
 from timm_csg.cli.settings import DIGITS, TrainSettings
+from timm_csg.cli.spelling import check_choice, did_you_mean, file_stem
 from timm_csg.explain import PredictionExplanation
 from timm_csg.labels import class_names
 from timm_csg.plots import overlay
 from timm_csg.plots.report.pictures import displayable
 
+_logger = logging.getLogger(__name__)
 _SMALLEST = 256  # pixels of a picture's longer side; smaller images are enlarged
 _DIGITS = [str(digit) for digit in range(10)]
 
@@ -55,40 +63,44 @@ def explain(
     top: int = 5,
     output: str | Path | None = "explained",
     plugins: Sequence[str] = (),
+    progress: Callable[[Path], None] | None = None,
     **data_options: Any,
 ) -> list[Explained]:
     """Say why images are given their class; what ``timm-csg explain`` calls.
 
     Args:
-        images: Picture files.
+        images: Picture files, and folders of them.
         checkpoint: See ``timm_csg.cli.report.report``.
         methods: Which maps to draw: names of ``timm_csg.explain``, and ``"filters"`` for the map of each filter that is
             named in the explanation.
         target: Name or index of the class to explain; None: the predicted one.
-        top: Filters for each image.
+        top: Filters for each image, 1 or more.
         output: Folder for the pictures, one for each image and map; None: none are written.
         plugins: Python files or modules to import first.
+        progress: Called with each file before it is read.
         **data_options: ``img_size`` and ``device``; and ``data``, ``data_dir``, ``val_split``, ``num_classes``, where
             the class names are read from if the checkpoint has none; if given, it must have no other classes. Left
             out: those of the run that the checkpoint lies in.
 
     Returns:
-        What was found out about each image.
+        What was found out about each image. Pictures that cannot be read are named in the log and left out.
 
     Raises:
-        ValueError: If an option is wrong, or a method does not apply to the model; the message names another one.
+        ValueError: If an option is wrong, a method does not apply to the model (the message names another one), or no
+            picture can be read.
         CheckpointError, HubError: If the checkpoint cannot be loaded.
-        OSError: If a picture cannot be read.
     """
-    unknown = [name for name in methods if name not in METHODS and name != FILTERS]
-    if unknown:
-        raise ValueError(f"unknown method {unknown[0]!r}; known are {', '.join([*METHODS, FILTERS])}.")
+    for name in methods:
+        check_choice("method", name, [*METHODS, FILTERS])
+    if top < 1:
+        raise ValueError(f"--top must be at least 1, but is {top}.")
     wrong = sorted(set(data_options) - set(OPTIONS))
     if wrong:
         raise ValueError(f"unknown option {', '.join(wrong)}; options are {', '.join(OPTIONS)}.")
+    files = list(_files(images))
     import_plugins(plugins)
     trained = run_settings(checkpoint)
-    kept = {} if trained is None else {name: getattr(trained, name) for name in (*OPTIONS, "in_chans")}
+    kept = {} if trained is None else {name: getattr(trained, name) for name in (*OPTIONS, "in_chans", "train_split")}
     settings = TrainSettings(**kept | data_options)
     if settings.data == DIGITS and (trained is not None or "data" in data_options):
         settings = settings.resolved()
@@ -99,15 +111,60 @@ def explain(
         names = _names_in_data(checkpoint, model, settings, must="data" in data_options)
     names = _numbers(model) if names is None else names
     label = None if target is None else _class_index(target, names)
-    found = []
-    for number, path in enumerate(map(Path, images)):
-        image = _read(path, model, settings, whole=settings.data == DIGITS and has_data)
+    whole = settings.data == DIGITS and has_data
+    pictures = None if output is None else _Pictures(Path(output))
+
+    def one(path: Path) -> Explained:
+        image = _read(path, model, settings, whole=whole)
         why = methods_module.explain_prediction(model, image, label, top=top)[0]
-        taken = any(Path(other).stem == path.stem for other in images[:number])
-        stem = f"{path.stem}-{number + 1}" if taken else path.stem
-        written = [] if output is None else _draw(model, image, why, methods, Path(output), stem)
-        found.append(Explained(path, why, names[why.target], written))
+        written = [] if pictures is None else pictures.draw(model, image, why, methods, path.stem)
+        return Explained(path, why, names[why.target], written)
+
+    with nullcontext() if output is None else folder_for_results(Path(output)):
+        return _all_that_can_be_read(one, files, progress)
+
+
+def _all_that_can_be_read(
+    one: Callable[[Path], Explained], files: Sequence[Path], progress: Callable[[Path], None] | None
+) -> list[Explained]:
+    """Explain every picture; one that is damaged is named and does not keep the others from being explained."""
+    found, errors = [], []
+    for path in files:
+        if progress is not None:
+            progress(path)
+        try:
+            found.append(one(path))
+        except ImageError as error:
+            errors.append(error)
+            if len(files) > 1:
+                _logger.warning("%s", error)
+    if not found and errors:
+        raise errors[0]
     return found
+
+
+def _files(images: Sequence[str | Path]) -> Iterator[Path]:
+    """The picture files, those in folders included.
+
+    Raises:
+        ValueError: If there is no such file, or a folder holds no pictures.
+    """
+    for path in (Path(image).expanduser() for image in images):
+        if not path.is_dir():
+            if not path.exists():
+                raise ValueError(f"there is no picture {shown(str(path))}{_neighbour(path)}")
+            yield path
+            continue
+        found = find_pictures(path)
+        found.say_what_is_ignored(path)
+        if not found.pictures:
+            raise ValueError(f"{shown(str(path))} holds no pictures.")
+        yield from (path / picture for pictures in found.pictures.values() for picture in pictures)
+
+
+def _neighbour(path: Path) -> str:
+    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    return did_you_mean(path.name, beside) or "."
 
 
 def _numbers(model: nn.Module) -> list[str]:
@@ -118,9 +175,10 @@ def _names_in_data(checkpoint: str, model: nn.Module, settings: TrainSettings, *
     """Names of the classes, compared with those of the data; None where it is not at hand and need not be."""
     try:
         names = _DIGITS if settings.data == DIGITS else names_of(open_split(settings, is_training=False), settings)
-    except ValueError:
+    except ValueError as error:
         if must:
             raise
+        _logger.warning("classes are named by their numbers: %s", error)
         return None
     return match_classes(checkpoint, model, names, settings)[0]
 
@@ -129,9 +187,10 @@ def _class_index(target: str | int, names: list[str]) -> int:
     text = str(target)
     if text in names:
         return names.index(text)
-    if text.isdigit() and int(text) < len(names):
+    if text.isdecimal() and int(text) < len(names):
         return int(text)
-    raise ValueError(f"there is no class {text!r}; the model has {', '.join(names[:12])}{', ...' * (len(names) > 12)}.")
+    listed = f"; the model has {', '.join(names[:12])}{', ...' * (len(names) > 12)}."
+    raise ValueError(f"there is no class {text!r}{did_you_mean(text, names) or listed}")
 
 
 def _read(path: Path, model: nn.Module, settings: TrainSettings, *, whole: bool) -> Tensor:
@@ -146,15 +205,40 @@ def _read(path: Path, model: nn.Module, settings: TrainSettings, *, whole: bool)
         crop_pct=1.0 if whole else config["crop_pct"],
         crop_mode=config["crop_mode"],
     )
-    with Image.open(path) as picture:
-        image: Tensor = transform(picture.convert("L" if config["input_size"][0] == 1 else "RGB"))
+    image: Tensor = transform(read_image(path, image_mode(config["input_size"][0])))
     return image[None].to(next(model.parameters()).device)
 
 
-def _draw(
-    model: nn.Module, image: Tensor, why: PredictionExplanation, methods: Sequence[str], folder: Path, stem: str
-) -> list[Path]:
-    """One picture for each map."""
+class _Pictures:
+    """Writes the maps of one image after another, never two of them to one file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.taken: set[str] = set()  # in lower case, as some file systems have it
+
+    def draw(
+        self, model: nn.Module, image: Tensor, why: PredictionExplanation, methods: Sequence[str], stem: str
+    ) -> list[Path]:
+        """One picture for each map of an image; the files."""
+        maps = _maps(model, image, why, methods)
+        pixels = _pixels(model, image)
+        files = self._names(file_stem(stem), list(maps))
+        for path, heat in zip(files, maps.values(), strict=True):
+            with replacing(path) as temporary:
+                overlay(pixels, heat.cpu()).save(temporary, format="PNG")
+        return files
+
+    def _names(self, stem: str, maps: Sequence[str]) -> list[Path]:
+        for number in itertools.count(1):
+            numbered = stem if number == 1 else f"{stem}-{number}"
+            names = [f"{numbered}_{name}.png" for name in maps]
+            if not self.taken & {name.lower() for name in names}:
+                break
+        self.taken |= {name.lower() for name in names}
+        return [self.folder / name for name in names]
+
+
+def _maps(model: nn.Module, image: Tensor, why: PredictionExplanation, methods: Sequence[str]) -> dict[str, Tensor]:
     maps: dict[str, Tensor] = {}
     for name in methods:
         if name == FILTERS:
@@ -162,35 +246,33 @@ def _draw(
         else:
             heat = getattr(methods_module, name)(model, image, why.target)[0]
             maps[name] = heat if heat.ndim == 2 else heat.abs().amax(dim=0)
+    return maps
+
+
+def _pixels(model: nn.Module, image: Tensor) -> Tensor:
+    """The image as it was before normalisation [3 or 1, height, width], enlarged if it is small."""
     pixels = displayable(image[0].cpu(), model)
     larger = _SMALLEST / max(pixels.shape[1:])
-    if larger > 1:
-        size = [round(side * larger) for side in pixels.shape[1:]]
-        pixels = F.interpolate(pixels[None], size=size, mode="bicubic", align_corners=False)[0].clamp(0, 1)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, heat in maps.items():
-        path = folder / f"{stem}_{name}.png"
-        with replacing(path) as temporary:
-            overlay(pixels, heat.cpu()).save(temporary, format="PNG")
-        written.append(path)
-    return written
+    if larger <= 1:
+        return pixels
+    size = [round(side * larger) for side in pixels.shape[1:]]
+    return F.interpolate(pixels[None], size=size, mode="bicubic", align_corners=False)[0].clamp(0, 1)
 
 
 def explanation_table(found: list[Explained], title: str = "") -> Table:
     """Why each image was given its class: its filters, what they own, and how much of the evidence they gave."""
-    table = Table(title=f"Why, by {title}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=Text(f"Why, by {title}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("image", "class"):
         table.add_column(name, overflow="fold")
-    for name in ("sure", "filter", "gate", "response", "gives", "share"):
+    for name in ("proba-\nbility", "filter", "gate", "response", "contri-\nbution", "share"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in found:
         owned = each.why.standard.owned_share
         for place, evidence in enumerate(each.why.filters):
             first = place == 0
             table.add_row(
-                each.image.name if first else "",
-                each.answer if first else "",
+                Text(shown(each.image.name)) if first else "",
+                Text(each.answer) if first else "",
                 f"{each.why.probability:.1%}" if first else "",
                 str(evidence.filter),
                 "–" if evidence.gate is None else f"{evidence.gate:.2f}",
@@ -202,10 +284,10 @@ def explanation_table(found: list[Explained], title: str = "") -> Table:
             table.add_row("", "", "", "all its own", "", "", "", f"{owned:.1%}", style="bold")
         table.add_section()
     notes = [
-        "sure: probability of the class.  gives: what the filter adds to the score of the class.",
+        "contribution: what the filter adds to the score of the class.",
         "share: of everything that speaks for the class in this image.",
     ]
     if any(not each.why.standard.exact for each in found):
-        notes.append("The head of this model is not linear: gives and share are estimates, gradient times response.")
+        notes.append("This model's head is not linear: contribution and share are estimates, gradient times response.")
     table.caption, table.caption_justify = "\n".join(notes), "left"
     return table

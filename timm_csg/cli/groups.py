@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from timm_csg.cli import measures, measures_optional
 from timm_csg.cli.measures import Subject
+from timm_csg.cli.spelling import did_you_mean
 
 
 class Row(NamedTuple):
@@ -147,9 +148,12 @@ def choose_groups(names: Sequence[str] | None, options: Mapping[str, Any]) -> di
         >>> list(choose_groups(["gate"], {"boxes": "boxes.csv"}))
         ['gate', 'localisation']
     """
+    if names is not None and not names:
+        raise ValueError(f"--metrics names no group of metrics; there are {', '.join(GROUPS)}.")
     for name in names or ():
         if name not in GROUPS:
-            raise ValueError(f"there is no group of metrics {name!r}; there are {', '.join(GROUPS)}.")
+            listed = f"; there are {', '.join(GROUPS)}."
+            raise ValueError(f"there is no group of metrics {name!r}{did_you_mean(name, GROUPS) or listed}")
         needs = GROUPS[name].needs
         if needs is not None and not options.get(needs):
             raise ValueError(f"the metrics {name!r} need --{needs}.")

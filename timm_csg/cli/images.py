@@ -1,16 +1,20 @@
-"""What can be wrong with a data set: unreadable images, labels out of range, classes without images."""
+"""How every command reads images, and what can be wrong with them: unreadable files, wrong labels and classes."""
 
 from __future__ import annotations
 
+import functools
 import logging
+import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from timm.data import ImageDataset
-from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import Dataset
+
+from timm_csg.cli.folders import PictureFolder, shown
 
 _logger = logging.getLogger(__name__)
 
@@ -48,20 +52,22 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         try:
             image, target = self._read(index)
         except Exception as error:  # there is no end to what readers raise on bytes that are no image
-            raise ImageError(
-                f"{self.name(index)} cannot be read as an image ({error}); mend or remove the file, then start again."
-            ) from error
+            raise unreadable(self.name(index), error) from error
         label = self._label(index, target)
         return (image if self.transform is None else self.transform(image)), label
 
     def name(self, index: int) -> str:
         """The file of an image, or its number where there is none."""
         if isinstance(self.dataset, ImageDataset):
-            return str(self.dataset.filename(index, absolute=True))
+            return shown(str(self.dataset.filename(index, absolute=True)))
         samples = getattr(self.dataset, "samples", None)
-        return str(samples[index][0]) if samples else f"image {index} of {type(self.dataset).__name__}"
+        return shown(str(samples[index][0])) if samples else f"image {index} of {type(self.dataset).__name__}"
 
     def _read(self, index: int) -> tuple[Any, Any]:
+        if isinstance(self.dataset, PictureFolder):
+            path, label = self.dataset.samples[index]
+            with Image.open(path) as image:
+                return convert(image, self.mode), label
         if not isinstance(self.dataset, ImageDataset):
             image, target = self.dataset[index]
             return (convert(image, self.mode) if isinstance(image, Image.Image) else image), target
@@ -81,19 +87,78 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         return label
 
 
+def unreadable(name: str, error: Exception) -> ImageError:
+    """The error that names an image which cannot be read."""
+    return ImageError(f"{name} cannot be read as an image ({error}); fix or remove the file, then start again.")
+
+
+def image_mode(channels: int) -> str:
+    """Pillow's mode of the images for a model.
+
+    Raises:
+        ValueError: If the model takes images that are neither grey nor RGB.
+    """
+    if channels not in (1, 3):
+        raise ValueError(
+            f"the model takes images of {channels} channels, but pictures are read as grey (1) or RGB (3); use a model "
+            "with 1 or 3 channels, or your own data set and timm_csg.metrics and timm_csg.explain."
+        )
+    return "L" if channels == 1 else "RGB"
+
+
+def read_image(path: Path, mode: str) -> Image.Image:
+    """A picture file as every command sees it.
+
+    Args:
+        path: The file.
+        mode: ``"RGB"`` or ``"L"``.
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return convert(image, mode)
+    except Exception as error:  # there is no end to what readers raise on bytes that are no image
+        raise unreadable(shown(str(path)), error) from error
+
+
 def convert(image: Image.Image, mode: str) -> Image.Image:
-    """Any image as 8-bit ``"RGB"`` or ``"L"``: grey, palette, CMYK, with transparency (dropped), 16 bits of grey.
+    """Any image as 8-bit ``"RGB"`` or ``"L"``, upright as viewers show it.
+
+    Grey, palette, CMYK, with transparency (dropped), 16 bits of grey (their upper 8); turned as the EXIF orientation
+    says, which timm's own reader does not do.
 
     Raises:
         ValueError: If the pixels have no fixed range, as 32-bit ones.
     """
+    image = _upright(image)
     if image.mode.startswith("I;16"):  # Pillow would clip at 255 and give a white image
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        deep = np.asarray(image)
+        if deep.max(initial=0) < 4096:
+            _warn_of_dark_images()
+        image = Image.fromarray((deep >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(
             f"its pixels are 32-bit numbers (mode {image.mode!r}) of unknown range; save it with 8 or 16 bits"
         )
     return image.convert(mode)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except (SyntaxError, struct.error, ValueError, TypeError):  # damaged EXIF data, which viewers overlook
+        return image
+
+
+@functools.cache
+def _warn_of_dark_images() -> None:
+    _logger.warning(
+        "an image of 16 bits has no value above 4095 and is read as nearly black; if your camera gives 12 bits, save "
+        "the images with 8 bits or scaled to 16"
+    )
 
 
 def classes_by_name(dataset: Any) -> dict[str, int]:
@@ -103,42 +168,29 @@ def classes_by_name(dataset: Any) -> dict[str, int]:
     return {str(name): label for name, label in (next(filter(None, candidates), None) or {}).items()}
 
 
-def labels_as_in_training(train: Any, validation: Any) -> list[int] | None:
-    """The training label for each label of the validation images; None where they agree.
+def labels_by_name(names: Sequence[str], dataset: Any) -> list[int] | None:
+    """The label among ``names`` for each label of a data set; None where they agree, or the data set has no names.
 
     Folders are numbered by name in each split on its own, so one missing class would shift all that follow.
 
+    Args:
+        names: The classes in the order of the labels to give, as in training.
+        dataset: The validation images.
+
     Raises:
-        ValueError: If validation has a class that training has not.
+        ValueError: If the data set has a class that is not among the names.
     """
-    known, found = classes_by_name(train), classes_by_name(validation)
-    if known == found or not known or not found:
+    found = classes_by_name(dataset)
+    known = {name: label for label, name in enumerate(names)}
+    if known == found or not found:
         return None
     unknown = sorted(set(found) - set(known))
     if unknown:
         raise ValueError(
-            f"the validation images have classes that training has not: {', '.join(unknown[:8])}; both splits need "
-            "folders of the same names."
+            f"the validation images have classes missing from the training split: {', '.join(unknown[:8])}; both "
+            "splits need folders of the same names."
         )
-    missing = sorted(set(known) - set(found))
+    missing = [name for name in names if name not in found]
     if missing:
         _logger.warning("there are no validation images of: %s; nothing is measured for them", ", ".join(missing[:8]))
     return [known[name] for name in sorted(found, key=found.__getitem__)]
-
-
-def check_folders(dataset: Any) -> None:
-    """Refuse a folder with classes that have no images, which timm would leave out without a word.
-
-    Raises:
-        ValueError: If a visible subfolder holds no image.
-    """
-    reader = getattr(dataset, "reader", None)
-    if not isinstance(reader, ReaderImageFolder):
-        return
-    root = Path(reader.root)
-    used = {Path(path).relative_to(root).parts[0] for path, _ in reader.samples}
-    empty = sorted(
-        path.name for path in root.iterdir() if path.is_dir() and path.name not in used and path.name[0] not in "._"
-    )
-    if empty:
-        raise ValueError(f"{root} has folders without images: {', '.join(empty[:8])}; fill or remove them.")

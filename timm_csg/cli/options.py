@@ -12,7 +12,8 @@ from typing import Any
 from timm_csg.cli.settings import DEFAULTS, DIGITS_DEFAULTS, TrainSettings
 
 DATA_OPTIONS = (
-    "data", "data_dir", "val_split", "dataset_download", "num_classes", "img_size", "batch_size", "device", "workers",
+    "data", "data_dir", "val_split", "val_fraction", "val_seed", "dataset_download", "num_classes", "img_size",
+    "batch_size", "device", "workers",
 )  # fmt: skip
 
 

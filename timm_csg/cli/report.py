@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from timm_csg import plots
 from timm_csg.cli.checkpoint_data import (
@@ -20,7 +22,9 @@ from timm_csg.cli.checkpoint_data import (
     settings_of,
 )
 from timm_csg.cli.data import Data
+from timm_csg.cli.runs import writable_file
 from timm_csg.cli.settings import REPORT, STANDARD, TrainSettings
+from timm_csg.cli.terminal import make_console, say
 from timm_csg.manifest import CONFIG
 
 
@@ -58,6 +62,8 @@ def report(
     """
     check_data_options(data_options)
     import_plugins(plugins)
+    output = Path(output).expanduser()
+    writable_file(output)
     settings = settings_of(data_options, checkpoint)
     model, loader, class_names = load_checkpoint_and_data(checkpoint, settings)
     reference = _standard_beside(checkpoint) if reference is None else reference
@@ -71,8 +77,8 @@ def report(
                 f"{reference} wants images with another {' and '.join(differing)} than {checkpoint}, so the two cannot "
                 "be compared on the same images."
             )
-    console = Console() if console is None else console
-    with console.status(f"looking at {checkpoint}", spinner="line") if not quiet else _Nothing():
+    console = make_console() if console is None else console
+    with _status(console, f"looking at {checkpoint}", quiet=quiet):
         return plots.report(model, loader, output, class_names=class_names, reference=other, title=title)
 
 
@@ -99,7 +105,7 @@ def report_of_run(run: Path, settings: TrainSettings, data: Data, device: torch.
         run / REPORT,
         class_names=data.class_names,
         reference=other,
-        title=f"What {Path(settings.model).name} has learned of {Path(settings.data.removeprefix('folder:')).name}",
+        title=f"What {Path(settings.model).name} has learned of {settings.data_name}",
     )
 
 
@@ -115,7 +121,10 @@ def _standard_beside(checkpoint: str) -> str | None:
     return None
 
 
-class _Nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: object) -> None: ...
+def _status(console: Console, text: str, *, quiet: bool) -> AbstractContextManager[object]:
+    """What is going on: a line that moves on a terminal, else a plain one."""
+    if console.is_terminal and not quiet:
+        return console.status(Text(text), spinner="line")
+    if not quiet:
+        say(text)
+    return nullcontext()

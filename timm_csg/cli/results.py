@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,17 +19,30 @@ from timm_csg.model import is_differentiated
 _logger = logging.getLogger(__name__)
 
 
-def measure(training: Training, data: Data, figures: Path) -> dict[str, Any]:
-    """The metrics of one trained model on the validation images, and its figures if matplotlib is there.
+class Measured(NamedTuple):
+    """What ``measure`` returns.
+
+    Attributes:
+        values: JSON-able, for ``metrics.json``.
+        mutual: Mutual information [classes, filters].
+        gate: The mechanism's class-filter matrix; None where there is none.
+    """
+
+    values: dict[str, Any]
+    mutual: torch.Tensor
+    gate: torch.Tensor | None
+
+
+def measure(training: Training, data: Data) -> Measured:
+    """The metrics of one trained model on the validation images.
 
     Args:
         training: At its end.
         data: Its data.
-        figures: Folder for the figures.
 
     Returns:
-        JSON-able values: what was trained, accuracies, MIS and its bound in nats, density, agreement of owners,
-        ablation, seconds.
+        Its values: what was trained, accuracies, MIS and its bound in nats, density, agreement of owners, ablation,
+        seconds; and the matrices to draw.
     """
     model = training.eval_model
     seen = metrics.collect(model, data.validation, amp_dtype=training.amp_dtype)
@@ -42,7 +55,7 @@ def measure(training: Training, data: Data, figures: Path) -> dict[str, Any]:
     settings = training.settings
     result: dict[str, Any] = {
         "recipe": training.name,
-        "data": Path(settings.data).name if settings.data.startswith(("folder:", "/", ".")) else settings.data,
+        "data": settings.data_name,
         "model": settings.model.rpartition("/")[2],
         "seed": settings.seed,
         "epochs": len(training.history),
@@ -59,14 +72,6 @@ def measure(training: Training, data: Data, figures: Path) -> dict[str, Any]:
         "filters_per_class": torch.bincount(metrics.owners(matrix), minlength=data.num_classes).tolist(),
         "seconds": round(sum(row["seconds"] for row in training.history), 1),
     }
-    title = f"{training.name} ({result['model']}, {result['data']})"
-    save_matrix_figure(
-        figures / f"mutual_information_{training.name}.png",
-        mutual,
-        data.class_names,
-        "mutual information (nats)",
-        title,
-    )
     if is_differentiated(model) and gate is not None and seen.gated_logits is not None:
         result |= {
             "gated_accuracy": metrics.accuracy(seen.gated_logits, seen.targets),
@@ -74,8 +79,17 @@ def measure(training: Training, data: Data, figures: Path) -> dict[str, Any]:
             "gate_density": float(metrics.gate_density(gate)),
             "owner_agreement": float(metrics.owner_agreement(matrix, mutual)),
         }
-        save_matrix_figure(figures / f"gate_{training.name}.png", matrix, data.class_names, "gate", title)
-    return result
+    return Measured(result, mutual, None if gate is None else matrix)
+
+
+def draw(measured: Measured, class_names: list[str], figures: Path) -> None:
+    """The figures of one training, if matplotlib is there."""
+    name, model, data = (measured.values[key] for key in ("recipe", "model", "data"))
+    title = f"{name} ({model}, {data})"
+    mutual = figures / f"mutual_information_{name}.png"
+    save_matrix_figure(mutual, measured.mutual, class_names, "mutual information (nats)", title)
+    if measured.gate is not None:
+        save_matrix_figure(figures / f"gate_{name}.png", measured.gate, class_names, "gate", title)
 
 
 def save_matrix_figure(path: Path, matrix: torch.Tensor, class_names: list[str], label: str, title: str) -> None:
@@ -101,15 +115,6 @@ def write_log(rows: list[dict[str, Any]], path: Path) -> None:
         writer = csv.DictWriter(handle, fieldnames=list(names))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def free_folder(*parts: str, folder: Path = Path("runs")) -> Path:
-    """A folder that does not exist yet: the parts, such as data and model, and a number."""
-    stem = "-".join(part.replace("/", "_").replace(":", "_") for part in parts)
-    number = 1
-    while (folder / f"{stem}-{number}").exists():
-        number += 1
-    return folder / f"{stem}-{number}"
 
 
 def write_json(values: dict[str, Any], path: Path) -> None:

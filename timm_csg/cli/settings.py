@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
-
-from timm_csg.schedule import Alternating, Joint
+import math
+import operator
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
 
 STANDARD = "standard"
 DIGITS = "digits"
 REPORT = "report.html"
+RUN_SETTINGS = "settings.json"
+MACHINE_OPTIONS = ("data", "data_dir", "device", "workers")  # what may differ where a run is resumed
+
+
+def _absolute(path: str | Path) -> str:
+    """A path that holds in every working directory; unlike ``resolve`` it keeps the names of links."""
+    return os.path.abspath(Path(path).expanduser())  # noqa: PTH100
 
 
 def _option(default: Any, text: str, **extra: Any) -> Any:
@@ -30,8 +40,17 @@ class TrainSettings:
     data_dir: str | None = _option(None, "where torch/, tfds/ and wds/ data sets are")
     train_split: str = _option("train", "name of the training split")
     val_split: str = _option("validation", "name of the validation split (test, val, ... are found too)")
+    val_fraction: float | None = _option(
+        None,
+        "hold out this share of each class's pictures for validation, where a folder has no such split",
+        above=0,
+        below=1,
+    )
+    val_seed: int | None = _option(
+        None, "chooses the pictures of --val-fraction, the same ones for every --seed", low=0
+    )
     dataset_download: bool = _option(False, "let timm download the data set")
-    num_classes: int | None = _option(None, "classes; found from the data where it says so")
+    num_classes: int | None = _option(None, "classes; found from the data where it says so", low=2)
     model: str = _option(None, "any timm model name, also hf-hub:... and local-dir:...")
     model_kwargs: dict[str, Any] | None = _option(None, "key=value ... for timm.create_model")
     pretrained: bool = _option(False, "start from timm's pretrained weights")
@@ -40,86 +59,99 @@ class TrainSettings:
         "layers that stay as they are; with backbone and assigned filters there is no training, only timm_csg.adapt",
         choices=["none", "all-but-last-stage", "backbone"],
     )
-    in_chans: int = _option(None, "image channels")
-    img_size: int | None = _option(None, "image size; default: the model's")
+    in_chans: int = _option(None, "image channels", low=1)
+    img_size: int | None = _option(None, "image size; default: the model's", low=1)
     recipe: list[str] = _option(None, f"{STANDARD}, or recipes from the list below; each is one training")
     mechanism: str | None = _option(
         None, "mechanism, with the options given by --option; default: the recipe's (icnn alone means --recipe icnn)"
     )
     option: dict[str, Any] | None = _option(None, "key=value ... options of the mechanism, over the recipe's")
     paths: str | None = _option(None, "schedule over the recipe's", choices=["alternating", "joint"])
-    period: int = _option(3, "alternating: length of a cycle")
-    gated: int = _option(1, "alternating: gated units at the end of each cycle")
-    gate_warmup: int = _option(0, "units at the start that take the standard path only")
-    path_unit: Literal["epoch", "step"] = _option("epoch", "unit of the schedule", choices=["epoch", "step"])
+    period: int | None = _option(None, "alternating: length of a cycle", low=1)
+    gated: int | None = _option(None, "alternating: gated units at the end of each cycle", low=0)
+    gate_warmup: int | None = _option(None, "units at the start that take the standard path only", low=0)
+    path_unit: str | None = _option(None, "unit of the schedule", choices=["epoch", "step"])
     gate_lr: float | None = _option(
-        None, "learning rate of the gate; default: the recipe's, a tenth unless --opt is sgd"
+        None, "learning rate of the gate; default: the recipe's, a tenth unless --opt is sgd", low=0
     )
-    epochs: int = _option(None, "epochs of every training; default with --pretrained: 300 steps, but 5 to 60 epochs")
-    batch_size: int = _option(None, "images in a batch, of all processes together")
+    epochs: int = _option(
+        None, "epochs of every training; default with --pretrained: 300 steps, but 5 to 60 epochs", low=1
+    )
+    batch_size: int = _option(None, "images in a batch, of all processes together", low=1)
     opt: str = _option(None, "optimizer, any of timm's")
-    lr: float = _option(None, "learning rate of the weights")
-    head_lr: float | None = _option(None, "learning rate of the classifier; default: lr, 4 times that if --pretrained")
-    momentum: float = _option(0.9, "momentum of optimizers that have one")
-    weight_decay: float = _option(None, "weight decay (never on the gate)")
-    layer_decay: float | None = _option(None, "layer-wise learning-rate decay")
-    clip_grad: float | None = _option(None, "clip the gradient norm")
+    lr: float = _option(None, "learning rate of the weights", above=0)
+    head_lr: float | None = _option(
+        None, "learning rate of the classifier; default: lr, 4 times that if --pretrained", low=0
+    )
+    momentum: float = _option(0.9, "momentum of optimizers that have one", low=0, below=1)
+    weight_decay: float = _option(None, "weight decay (never on the gate)", low=0)
+    layer_decay: float | None = _option(None, "layer-wise learning-rate decay", above=0, high=1)
+    clip_grad: float | None = _option(None, "clip the gradient norm", above=0)
     sched: str = _option("cosine", "learning-rate schedule, any of timm's")
-    warmup_epochs: int = _option(None, "epochs of learning-rate warm-up")
-    smoothing: float = _option(0.0, "label smoothing")
-    drop_rate: float | None = _option(None, "dropout before the classifier")
+    warmup_epochs: int = _option(None, "epochs of learning-rate warm-up", low=0)
+    smoothing: float = _option(0.0, "label smoothing", low=0, below=1)
+    drop_rate: float | None = _option(None, "dropout before the classifier", low=0, below=1)
     no_aug: bool = _option(False, "no training augmentation")
     scale: tuple[float, float] = _option(None, "random crop area, two numbers")
-    hflip: float = _option(None, "probability of a horizontal flip")
-    color_jitter: float = _option(None, "strength of colour jitter")
+    hflip: float = _option(None, "probability of a horizontal flip", low=0, high=1)
+    color_jitter: float = _option(None, "strength of colour jitter", low=0)
     aa: str | None = _option(None, "timm's auto-augment policy")
-    reprob: float = _option(0.0, "random erasing probability")
+    reprob: float = _option(0.0, "random erasing probability", low=0, high=1)
     model_ema: bool = _option(False, "evaluate and save an exponential moving average")
-    model_ema_decay: float = _option(0.9998, "its decay")
+    model_ema_decay: float | None = _option(None, "its decay (default: 0.9998)", low=0, high=1)
     amp: bool = _option(False, "mixed precision")
     amp_dtype: str | None = _option(
         None, "its type; default float16 on CUDA, else bfloat16", choices=["float16", "bfloat16"]
     )
     channels_last: bool = _option(False, "channels_last memory format")
     device: str = _option("auto", "cpu, cuda, cuda:1, mps; auto: CUDA if there is one")
-    workers: int = _option(None, "processes that load images")
-    seed: int = _option(42, "seed of initial weights, order and augmentation")
+    workers: int = _option(None, "processes that load images", low=0)
+    seed: int = _option(42, "seed of initial weights, order and augmentation", low=0, below=2**32)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "num_classes", "img_size", "in_chans"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, but is {value}.")
-        if self.lr is not None and not self.lr > 0:
-            raise ValueError(f"--lr must be positive, but is {self.lr}.")
-        from timm_csg.recipes import RECIPES  # not to print help: it imports torch
-
-        for name in self.recipe or ():
-            if name != STANDARD and name not in RECIPES:
-                raise ValueError(f"unknown recipe {name!r}; known are {STANDARD}, {', '.join(RECIPES)}.")
+        for item in fields(self):
+            _check_range("--" + item.name.replace("_", "-"), getattr(self, item.name), item.metadata)
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"--scale takes two shares of the image area, 0 < LOW <= HIGH <= 1, but is {self.scale}.")
         if self.recipe is not None and len(set(self.recipe)) != len(self.recipe):
             raise ValueError(f"--recipe names one twice: {' '.join(self.recipe)}.")
 
     @property
-    def schedule(self) -> Alternating | Joint | None:
-        """The schedule that replaces the recipe's, if one was asked for."""
-        if self.paths == "joint":
-            return Joint(warmup=self.gate_warmup, unit=self.path_unit)
-        if self.paths == "alternating":
-            return Alternating(period=self.period, gated=self.gated, warmup=self.gate_warmup, unit=self.path_unit)
-        return None
+    def folder(self) -> Path | None:
+        """The folder of pictures that ``data`` names; None where it names something else."""
+        if self.data.startswith("folder:"):
+            return Path(self.data.removeprefix("folder:")).expanduser()
+        named = Path(self.data).expanduser()
+        return named if named.is_dir() else None
+
+    @property
+    def data_name(self) -> str:
+        """What to call the data: a folder by its name, without those above it."""
+        return self.data if self.folder is None else Path(_absolute(self.folder)).name
 
     def resolved(self) -> TrainSettings:
-        """The same with every open option filled in, but for the epochs of fine-tuning, see ``with_epochs``."""
+        """The same with every open option filled in, but for the epochs of fine-tuning, see ``with_epochs``.
+
+        Paths become absolute, so that they hold in every working directory.
+        """
         defaults = dict(DIGITS_DEFAULTS if self.data == DIGITS else DEFAULTS)
         if self.pretrained:
             defaults |= PRETRAINED_DEFAULTS
         if self.mechanism == "icnn":
             defaults["recipe"] = [STANDARD, "icnn"] if self.data == DIGITS else ["icnn"]
-        found = replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+        open_options = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        found = replace(self, **open_options, **self._absolute_paths())
         if found.head_lr is None:
             found = replace(found, head_lr=found.lr * (4 if found.pretrained else 1))
         return found
+
+    def _absolute_paths(self) -> dict[str, str]:
+        paths = {} if self.folder is None else {"data": f"folder:{_absolute(self.folder)}"}
+        if (self.model or "").startswith("local-dir:"):
+            paths["model"] = f"local-dir:{_absolute(self.model.removeprefix('local-dir:'))}"
+        if self.data_dir is not None:
+            paths["data_dir"] = _absolute(self.data_dir)
+        return paths
 
     def with_epochs(self, steps_per_epoch: int) -> TrainSettings:
         """The same with the epochs that fine-tuning takes where none were asked for: 300 steps, but 5 to 60 epochs."""
@@ -142,6 +174,38 @@ class TrainSettings:
             return cls(**values)
         except (json.JSONDecodeError, TypeError, KeyError) as error:
             raise ValueError(f"the settings of this run are damaged or of another version: {error}.") from error
+
+
+def settings_of_run(folder: Path) -> TrainSettings | None:
+    """The settings of the run in a folder; None if there is none, such as beside another program's ``settings.json``.
+
+    Raises:
+        ValueError: If there is one and its settings are damaged.
+    """
+    path = folder / RUN_SETTINGS
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace")
+    is_run = any(folder.glob("*/state.*")) or all(f'"{name}":' in text for name in ("data", "model", "recipe"))
+    return TrainSettings.from_json(text) if is_run else None
+
+
+_LIMITS = {
+    "low": ("at least", operator.ge),
+    "above": ("more than", operator.gt),
+    "high": ("at most", operator.le),
+    "below": ("less than", operator.lt),
+}
+
+
+def _check_range(option: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    """Refuse a number that is out of its option's range, or is not finite."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    limits = [(words, holds, metadata[key]) for key, (words, holds) in _LIMITS.items() if key in metadata]
+    if not math.isfinite(value) or not all(holds(value, limit) for _, holds, limit in limits):
+        wanted = " and ".join(f"{words} {limit}" for words, _, limit in limits)
+        raise ValueError(f"{option} must be {wanted}, but is {value}.")
 
 
 # The main job: under two minutes on two cores, and the differences between the recipes are there to see.

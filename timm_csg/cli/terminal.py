@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
@@ -38,6 +39,19 @@ class Stopped(KeyboardInterrupt):
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the state of the last whole epoch is on disk."""
+
+
+class UnfinishedError(TrainingError):
+    """All models are trained and saved, but something after that failed.
+
+    Args:
+        text: What failed.
+        results: What was measured, by recipe.
+    """
+
+    def __init__(self, text: str, results: dict[str, Any]) -> None:
+        super().__init__(text)
+        self.results = results
 
 
 class _Console(Console):

@@ -14,29 +14,30 @@
 from __future__ import annotations
 
 import logging
-import re
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
-from timm_csg.checkpoint import replacing
-from timm_csg.cli.build import data_config, with_overrides
+from timm_csg.cli.build import check_model, chosen_recipes, data_config
 from timm_csg.cli.data import Data, load_data
 from timm_csg.cli.display import LiveDisplay
-from timm_csg.cli.distributed import Processes, joined, told_by_first
+from timm_csg.cli.distributed import Processes, joined
 from timm_csg.cli.engine import Training
+from timm_csg.cli.knobs import check_knobs
 from timm_csg.cli.report import report_of_run
-from timm_csg.cli.results import free_folder, measure, write_json, write_log
-from timm_csg.cli.settings import STANDARD, TrainSettings
-from timm_csg.cli.state import STATE, writing
+from timm_csg.cli.results import draw, measure, write_json, write_log
+from timm_csg.cli.runs import check_folder, claimed, free_folder, prepare_folder
+from timm_csg.cli.settings import TrainSettings
+from timm_csg.cli.state import writing
+from timm_csg.cli.terminal import TrainingError, UnfinishedError, make_console
 from timm_csg.model import is_differentiated
-from timm_csg.recipes import RECIPES
+from timm_csg.recipes import Recipe
 
 _logger = logging.getLogger(__name__)
-_SETTINGS = "settings.json"
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as ``replacing`` names them
 
 
 def train(
@@ -44,7 +45,7 @@ def train(
 ) -> dict[str, Any]:
     """Train every recipe of the settings and measure them; what ``timm-csg train`` calls.
 
-    A folder that already holds this run is gone on with: finished epochs are not repeated.
+    A run that is already in the folder is resumed: finished epochs are not repeated.
 
     Args:
         settings: What to do.
@@ -57,30 +58,43 @@ def train(
 
     Raises:
         ValueError: If an option, the data or the run folder is wrong.
-        TrainingError: If a loss is not finite, or the disk is full.
+        TrainingError: If a loss is not finite, or the disk is full; ``UnfinishedError`` if all models are trained and
+            saved, but something after that failed.
     """
-    settings = settings.resolved()
-    with joined(settings.device) as processes:
-        return _train(settings, output, processes, Console() if console is None else console, quiet=quiet)
+    given, settings = settings, settings.resolved()
+    recipes = chosen_recipes(settings)
+    check_knobs(given, recipes)
+    console = make_console() if console is None else console
+    with joined(settings.device) as processes, claimed(output) if processes.is_first else nullcontext():
+        return _train(settings, recipes, output, processes, console, quiet=quiet)
 
 
 def _train(
-    settings: TrainSettings, output: Path, processes: Processes, console: Console, *, quiet: bool
+    settings: TrainSettings,
+    recipes: dict[str, Recipe | None],
+    output: Path,
+    processes: Processes,
+    console: Console,
+    *,
+    quiet: bool,
 ) -> dict[str, Any]:
-    recipes = {name: None if name == STANDARD else with_overrides(RECIPES[name], settings) for name in settings.recipe}
     if processes.is_first:
-        _check_folder(settings, output)
+        check_folder(settings, output)
     data = load_data(settings, data_config(settings), processes)
     settings = settings.with_epochs(len(data.train))
+    for recipe in recipes.values():
+        check_model(settings, data.num_classes, recipe)
     if processes.is_first:
-        _prepare_folder(settings, output)
+        prepare_folder(settings, output)
     device, steps_per_epoch = processes.device, len(data.train)
-    results: dict[str, Any] = {}
+    finished = _Finished(output, data)
     log: list[dict[str, Any]] = []
-    if not quiet:
-        shared = f", {processes.count} processes" if processes.count > 1 else ""
-        console.print(f"{data.description}; {settings.model}, {settings.epochs} epochs each{shared}", highlight=False)
     with LiveDisplay(console, list(recipes), len(recipes) * settings.epochs * steps_per_epoch, quiet=quiet) as display:
+        shared = f", {processes.count} processes" if processes.count > 1 else ""
+        display.say(f"run folder: {output}")
+        display.say(
+            f"{data.description}; {settings.model}, {settings.epochs} epoch{'s' * (settings.epochs > 1)} each{shared}"
+        )
         for name, recipe in recipes.items():
             training = Training(
                 name, recipe, settings, data.num_classes, steps_per_epoch, device, output / name, processes
@@ -91,23 +105,70 @@ def _train(
                 training.run(data.train, data.own_validation, _Logged(display, log, training, output))
             except KeyboardInterrupt:
                 if processes.count == 1:  # of several, some may be in the middle of a step that the others wait for
-                    _save_models(training, output, data, None)
+                    _save_unfinished(training, output, data)
                 raise
             log += training.history
             if processes.is_first:
                 display.note(f"measuring {name}")
-                with writing(output):
-                    write_log(log, output / "log.csv")
-                    results[name] = measure(training, data, output / "figures")
-                    _save_models(training, output, data, results[name])
-                    write_json(results, output / "metrics.json")
+                finished.add(training, log)
             processes.wait_for_first(f"measured {name}")
         if processes.is_first:
             display.note("writing the report")
-            with writing(output):
-                report_of_run(output, settings, data, device)
+            finished.report(settings, device)
         processes.wait_for_first("wrote the report")
-    return results
+    return finished.results()
+
+
+class _Finished:
+    """Trainings that have ended: the model is saved first; whatever fails after that takes nothing else with it."""
+
+    def __init__(self, output: Path, data: Data) -> None:
+        self.output, self.data = output, data
+        self.measured: dict[str, Any] = {}
+        self.failures: list[str] = []
+
+    def add(self, training: Training, log: list[dict[str, Any]]) -> None:
+        """Save, measure and draw one."""
+        output, name = self.output, training.name
+        with writing(output):
+            write_log(log, output / "log.csv")
+            save_models(training, output, self.data)
+        with self._guarded(f"{name} could not be measured; try again: timm-csg train --resume {output}"):
+            measured = measure(training, self.data)
+            with writing(output):
+                self.measured[name] = measured.values
+                write_json(self.measured, output / "metrics.json")
+            with self._guarded(f"the figures of {name} could not be drawn"):
+                draw(measured, self.data.class_names, output / "figures")
+            with writing(output):
+                save_models(training, output, self.data, measured.values)
+
+    def report(self, settings: TrainSettings, device: torch.device) -> None:
+        """The report of the run."""
+        with self._guarded(f"the report could not be written; try again: timm-csg report {self.output}"):
+            report_of_run(self.output, settings, self.data, device)
+
+    @contextmanager
+    def _guarded(self, failure: str) -> Iterator[None]:
+        try:
+            yield
+        except TrainingError:
+            raise
+        except Exception as error:  # the model is on disk; that, and the other recipes, must not be lost to a picture
+            _logger.debug("%s", failure, exc_info=True)
+            self.failures.append(f"{failure} ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})")
+
+    def results(self) -> dict[str, Any]:
+        """The metrics by recipe.
+
+        Raises:
+            UnfinishedError: If something failed after a model was saved.
+        """
+        if self.failures:
+            raise UnfinishedError(
+                f"the models are saved in {self.output}, but {'; '.join(self.failures)}.", self.measured
+            )
+        return self.measured
 
 
 class _Logged:
@@ -125,7 +186,15 @@ class _Logged:
         self.display.epoch(row)
 
 
-def _save_models(training: Training, output: Path, data: Data, measured: dict[str, Any] | None) -> None:
+def _save_unfinished(training: Training, output: Path, data: Data) -> None:
+    """The models of an interrupted training, usable as they are; the state to resume from is on disk already."""
+    try:
+        save_models(training, output, data)
+    except (ValueError, OSError) as error:
+        _logger.warning("the interrupted model is not saved: %s", error)
+
+
+def save_models(training: Training, output: Path, data: Data, measured: dict[str, Any] | None = None) -> None:
     """The recipe's model, and the run's own ``model/``: that of its last differentiated recipe."""
     figure = output / "figures" / f"gate_{training.name}.png"
     about: dict[str, Any] = {"class_names": data.class_names, "preprocessing": data.preprocessing}
@@ -134,46 +203,7 @@ def _save_models(training: Training, output: Path, data: Data, measured: dict[st
         training.save_model(output / "model", measured, figure, **about)
 
 
-def read_settings(output: Path) -> TrainSettings:
-    """The settings of an earlier run in this folder, for ``--resume``.
-
-    Raises:
-        ValueError: If there is none, or it is damaged.
-    """
-    path = output / _SETTINGS
-
-    def read() -> str:
-        if not path.is_file():
-            raise ValueError(f"nothing to resume: {path} does not exist; --resume takes the folder of an earlier run.")
-        return path.read_text(encoding="utf-8")
-
-    return TrainSettings.from_json(told_by_first("settings", read))
-
-
-def _check_folder(settings: TrainSettings, output: Path) -> None:
-    """Refuse a folder with epochs of a run that had other settings; another machine's device and paths may differ."""
-    if not any(output.glob(f"*/{STATE}")):
-        return
-    machine = {name: getattr(settings, name) for name in ("device", "workers", "data_dir")}
-    earlier = replace(read_settings(output), **machine)
-    if earlier != replace(settings, epochs=settings.epochs or earlier.epochs):
-        raise ValueError(f"{output} holds a run with other settings; choose another --output, or --resume {output}.")
-
-
-def _prepare_folder(settings: TrainSettings, output: Path) -> None:
-    """Make the run folder, or clear away what a killed process was writing."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for path in output.rglob(".*.tmp"):
-            if _TEMPORARY.fullmatch(path.name):
-                path.unlink()
-        with replacing(output / _SETTINGS) as temporary:
-            temporary.write_text(settings.to_json(), encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot write to the run folder {output}: {error}; choose another --output.") from error
-
-
 def default_output(settings: TrainSettings) -> Path:
-    """A folder name that is free: data, model and a number."""
+    """A new folder named after data and model, with a number."""
     resolved = settings.resolved()
-    return free_folder(str(resolved.data), str(resolved.model))
+    return free_folder(resolved.data_name, str(resolved.model))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from timm_csg.plots._figure import new_figure
+from timm_csg.plots._text import AS_IT_IS, drawable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +38,7 @@ def map_figure(columns: Mapping[str, Tensor | tuple[Tensor, Tensor]], *, title: 
     grid = figure.subplots(rows, len(columns), squeeze=False)
     for at, (name, value) in enumerate(columns.items()):
         pictures, maps = value if isinstance(value, tuple) else (value, None)
-        grid[0, at].set_title(name, fontsize=8)
+        grid[0, at].set_title(drawable(name, 40), fontsize=8, **AS_IT_IS)
         for row in range(rows):
             axes = grid[row, at]
             axes.set_axis_off()
@@ -54,7 +55,7 @@ def map_figure(columns: Mapping[str, Tensor | tuple[Tensor, Tensor]], *, title: 
                     0.5, 0.5, "empty", ha="center", va="center", fontsize=7, color="red", transform=axes.transAxes
                 )
     if title:
-        figure.suptitle(title, fontsize=9)
+        figure.suptitle(drawable(title), fontsize=9, **AS_IT_IS)
     return figure
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from timm_csg.plots._figure import new_figure
+from timm_csg.plots._text import AS_IT_IS, drawable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,11 +58,11 @@ def class_filter_figure(
     )
     axes.set_xlabel(f"{num_filters} filters, sorted by owner")
     if num_classes <= 40:
-        axes.set_yticks(range(num_classes), names)
+        axes.set_yticks(range(num_classes), [drawable(name, 40) for name in names], **AS_IT_IS)
     else:
         axes.set_ylabel(f"{num_classes} classes")
-    axes.set_title(title, loc="left")
-    figure.colorbar(image, ax=axes, label=label, fraction=0.03, pad=0.01)
+    axes.set_title(drawable(title), loc="left", **AS_IT_IS)
+    figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01).set_label(drawable(label), **AS_IT_IS)
     return figure
 
 

@@ -46,28 +46,29 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table, and say where the files are."""
     from timm_csg.cli.comparison import comparison
     from timm_csg.cli.evaluate import evaluate, short_name
-    from timm_csg.cli.results import free_folder
+    from timm_csg.cli.runs import free_folder, gone_if_empty
 
     console = make_console()
     data_options = given_options(args, DATA_OPTIONS)
     named = [short_name(data_options["data"])] if data_options.get("data") is not None else []
     output = args.output or free_folder("evaluate", *named)
     try:
-        results = evaluate(
-            args.checkpoints,
-            groups=args.metrics,
-            landmarks=args.landmarks,
-            boxes=args.boxes,
-            attacks=args.attacks,
-            eps=args.eps,
-            attack_images=args.attack_images,
-            output=output,
-            plugins=args.plugin,
-            seed=args.seed,
-            console=console,
-            quiet=args.quiet or args.json,
-            **data_options,
-        )
+        with gone_if_empty(output, is_ours=args.output is None):
+            results = evaluate(
+                args.checkpoints,
+                groups=args.metrics,
+                landmarks=args.landmarks,
+                boxes=args.boxes,
+                attacks=args.attacks,
+                eps=args.eps,
+                attack_images=args.attack_images,
+                output=output,
+                plugins=args.plugin,
+                seed=args.seed,
+                console=console,
+                quiet=args.quiet or args.json,
+                **data_options,
+            )
     except KeyboardInterrupt as stop:
         raise Stopped.after(stop, "the models that were finished are in the results so far.") from None
     if args.json:

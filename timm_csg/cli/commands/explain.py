@@ -6,19 +6,19 @@ import argparse
 from pathlib import Path
 
 from timm_csg.cli.options import add_plugin_argument, add_settings, given_options, path
-from timm_csg.cli.terminal import make_console
+from timm_csg.cli.terminal import make_console, say
 
 SUMMARY = "say why images are given their class: pictures of where, a table of the filters"
 DESCRIPTION = """Say why images are given their class: heat maps as PNG files, and a table of the filters behind
 each answer."""
-OPTIONS = ("data", "data_dir", "val_split", "num_classes", "img_size", "device")
+OPTIONS = ("data", "data_dir", "val_split", "val_fraction", "val_seed", "num_classes", "img_size", "device")
 METHODS = ("grad_cam", "cam", "coarse_map", "guided_grad_cam", "gradient", "guided_backprop", "deconvnet")
 FILTERS = "filters"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("images", nargs="+", metavar="IMAGE", type=path, help="picture files")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", type=path, help="picture files, or folders of them")
     parser.add_argument(
         "--checkpoint",
         required=True,
@@ -42,7 +42,14 @@ def run(args: argparse.Namespace) -> int:
     """Explain, and print the table."""
     from timm_csg.cli.explain import explain, explanation_table
 
-    console = make_console()
+    console, seen = make_console(), 0
+
+    def tell(path: Path) -> None:
+        nonlocal seen
+        seen += 1
+        if not args.quiet and seen % 20 == 0:
+            say(f"{seen} pictures so far")
+
     found = explain(
         args.images,
         args.checkpoint,
@@ -51,9 +58,10 @@ def run(args: argparse.Namespace) -> int:
         top=args.top,
         output=args.output,
         plugins=args.plugin,
+        progress=tell,
         **given_options(args, OPTIONS),
     )
     console.print(explanation_table(found, args.checkpoint))
     count = sum(len(each.pictures) for each in found)
     console.print(f"{count} pictures in {args.output}", soft_wrap=True)
-    return 0
+    return 0 if len(found) == seen else 2  # those that cannot be read have been named

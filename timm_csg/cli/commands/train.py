@@ -7,13 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 
 from timm_csg.cli.options import add_plugin_argument, add_settings, given_options, path
-from timm_csg.cli.settings import STANDARD, TrainSettings
-from timm_csg.cli.terminal import Stopped, make_console
+from timm_csg.cli.settings import MACHINE_OPTIONS, RUN_SETTINGS, STANDARD, TrainSettings
+from timm_csg.cli.terminal import Stopped, UnfinishedError, make_console
 
 SUMMARY = "train recipes side by side and measure them; without options: scikit-learn's digits, under two minutes"
 DESCRIPTION = """Train one or several recipes on one data set and measure them. Without options: standard
 training, the paper's gate and assigned filters on scikit-learn's handwritten digits."""
-_MACHINE = ("data", "data_dir", "device", "workers")  # what may differ where a run is resumed
 
 
 def epilog() -> str:
@@ -38,15 +37,21 @@ def run(args: argparse.Namespace) -> int:
     """Train, print the table, and say where the run is."""
     from timm_csg.cli.checkpoint_data import import_plugins
     from timm_csg.cli.display import result_table
+    from timm_csg.cli.runs import gone_if_empty
     from timm_csg.cli.train import train
 
     import_plugins(args.plugin)
     console = make_console()
     settings, output = _settings_and_output(args)
     try:
-        results = train(settings, output, console=console, quiet=args.quiet)
+        with gone_if_empty(output, is_ours=args.output is None):
+            results = train(settings, output, console=console, quiet=args.quiet)
     except KeyboardInterrupt as stop:
         raise _stopped(stop, output) from None
+    except UnfinishedError as error:
+        if error.results:
+            console.print(result_table(error.results))
+        raise
     if results:  # the first process has them
         console.print(result_table(results))
         console.print(f"run folder: {output}", soft_wrap=True)
@@ -55,18 +60,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings_and_output(args: argparse.Namespace) -> tuple[TrainSettings, Path]:
     from timm_csg.cli.distributed import told_by_first
-    from timm_csg.cli.train import default_output, read_settings
+    from timm_csg.cli.runs import read_settings
+    from timm_csg.cli.train import default_output
 
     options = given_options(args, [item.name for item in fields(TrainSettings)])
     if args.resume is None:
         settings = TrainSettings(**options)
         return settings, args.output or Path(told_by_first("output", lambda: str(default_output(settings))))
-    changed = sorted(set(options) - set(_MACHINE))
+    changed = sorted(set(options) - set(MACHINE_OPTIONS))
     if changed or args.output is not None:
         named = ", ".join("--" + name.replace("_", "-") for name in changed) or "--output"
         raise ValueError(
             f"--resume uses the saved settings of the run and cannot be combined with {named}; it takes "
-            f"{', '.join('--' + name.replace('_', '-') for name in _MACHINE)} only."
+            f"{', '.join('--' + name.replace('_', '-') for name in MACHINE_OPTIONS)} only."
         )
     return TrainSettings(**(vars(read_settings(args.resume)) | options)), args.resume
 
@@ -74,5 +80,7 @@ def _settings_and_output(args: argparse.Namespace) -> tuple[TrainSettings, Path]
 def _stopped(stop: KeyboardInterrupt, output: Path) -> Stopped:
     from timm_csg.cli.distributed import is_several
 
+    if not (output / RUN_SETTINGS).is_file():
+        return Stopped.after(stop, "the training had not begun.")
     models = "the last whole epoch is on disk" if is_several() else f"models so far are in {output}/*/model"
     return Stopped.after(stop, f"{models}; go on with: timm-csg train --resume {output}")

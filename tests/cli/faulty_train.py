@@ -1,0 +1,114 @@
+"""Let file operations of ``timm-csg train`` fail, and stop it by signals, again and again; each time it must say why in
+one line and be finished or resumable.
+
+Run: python tests/cli/faulty_train.py FOLDER [OPERATIONS [SIGNALS]]
+
+Every operation on the run folder that Python's audit hooks see (open, rename, mkdir, remove, chmod, list) fails once,
+with "no space left", "permission denied" and "input/output error" in turn; OPERATIONS of them, spread over the run.
+SIGTERM, SIGINT and SIGKILL come at SIGNALS random moments. Afterwards the same command is given again.
+"""
+
+import errno
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from timm_csg.cli import main
+
+ERRORS = (errno.ENOSPC, errno.EACCES, errno.EIO)
+EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.listdir", "os.scandir")
+STATUSES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}
+
+
+def command(data, output):
+    options = ["--model", "test_resnet", "--img-size", "32", "--epochs", "2", "--batch-size", "4", "--workers", "0"]
+    options += ["--device", "cpu", "--warmup-epochs", "0", "--recipe", "standard", "paper"]
+    return ["train", "--data", str(data), "--output", str(output), *options]
+
+
+def fail_at(output, number, seen):
+    """Let the operation of this number on the run folder fail; ``seen`` counts them."""
+
+    def hook(event, arguments):
+        if event not in EVENTS or not isinstance(arguments[0], (str, bytes, os.PathLike)):
+            return
+        if not os.fsdecode(arguments[0]).startswith(str(output)):
+            return
+        seen.append(event)
+        if len(seen) == number:
+            code = ERRORS[number % len(ERRORS)]
+            raise OSError(code, os.strerror(code), os.fsdecode(arguments[0]))
+
+    sys.addaudithook(hook)
+
+
+def run(data, output, *, fail=None, stop=None):
+    """Train in a process of its own; its status, what it said on stderr, and how many operations it did."""
+    said, counts = output.with_suffix(".said"), output.with_suffix(".count")
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        seen = []
+        fail_at(output, fail, seen)
+        try:
+            status = main(command(data, output))
+        except BaseException as error:  # what would be a traceback
+            os.write(2, f"TRACEBACK {type(error).__name__}: {error}\n".encode())
+            status = 99
+        counts.write_text(str(len(seen)))
+        os._exit(status)
+    if stop is not None:
+        number, delay = stop
+        time.sleep(delay)
+        os.kill(child, number)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status, said.read_text(), int(counts.read_text()) if counts.exists() else 0
+
+
+def verdict(data, output, status, said, weights, allowed):
+    """Empty if the run ended as it should and can be finished; else what is wrong."""
+    lines = said.splitlines()
+    if status not in allowed or (status > 0 and len(lines) != 1) or "raceback" in said.lower():
+        return f"status {status}, said {said!r}"
+    status, said, _ = run(data, output)
+    if status != 0:
+        return f"cannot be finished: status {status}, said {said!r}"
+    found = load_file(output / "model" / "model.safetensors")
+    same = all((found[key] == value).all() for key, value in weights.items())
+    return "" if same else "ends with other weights"
+
+
+def main_of_script(folder, operations, signals):
+    from cli.folders_of_pictures import make_splits
+
+    data = make_splits(folder / "pets", ["cat", "dog"])
+    start = time.monotonic()
+    status, said, count = run(data, folder / "whole")
+    seconds = time.monotonic() - start
+    weights = load_file(folder / "whole" / "model" / "model.safetensors")
+    problems = [] if status == 0 else [f"undisturbed: {said}"]
+    for number in sorted({1 + index * count // operations for index in range(operations)}):
+        output = folder / f"fail{number}"
+        status, said, _ = run(data, output, fail=number)
+        problem = verdict(data, output, status, said, weights, {0, 1, 2})
+        problems += [f"operation {number} of {count}: {problem}"] * bool(problem)
+    chance = random.Random(0)
+    for number in range(signals):
+        kind, delay = list(STATUSES)[number % 3], chance.uniform(0.05, seconds)
+        output = folder / f"stop{number}"
+        status, said, _ = run(data, output, stop=(kind, delay))
+        problem = verdict(data, output, status, said, weights, {0, STATUSES[kind]})
+        problems += [f"{kind.name} after {delay:.2f} s: {problem}"] * bool(problem)
+    sys.stdout.write("\n".join([*problems, f"{operations} failures and {signals} signals, {len(problems)} problems\n"]))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    numbers = [int(text) for text in sys.argv[2:]]
+    main_of_script(Path(sys.argv[1]).absolute(), *(numbers + [40, 12][len(numbers) :]))

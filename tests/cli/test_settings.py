@@ -1,0 +1,184 @@
+"""Options: their ranges, options without an effect, typos, and settings of runs that were moved or are not ours."""
+
+import json
+import math
+
+import pytest
+from cli.folders_of_pictures import make_splits, train
+
+from timm_csg.cli import main
+from timm_csg.cli.build import chosen_recipes
+from timm_csg.cli.checkpoint_data import run_settings, settings_of
+from timm_csg.cli.knobs import check_knobs
+from timm_csg.cli.settings import TrainSettings
+from timm_csg.schedule import Alternating, Joint
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("smoothing", 3),
+        ("model_ema_decay", 5),
+        ("clip_grad", -1),
+        ("scale", (0.9, 0.1)),
+        ("hflip", 7),
+        ("reprob", 3),
+        ("layer_decay", -1),
+        ("warmup_epochs", -3),
+        ("lr", math.nan),
+        ("lr", math.inf),
+        ("momentum", 1.0),
+        ("workers", -1),
+        ("seed", -1),
+        ("num_classes", 1),
+        ("val_fraction", 1.0),
+        ("drop_rate", 1.5),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} "):
+        TrainSettings(**{name: value})
+
+
+def knobs(**options):
+    settings = TrainSettings(**options)
+    check_knobs(settings, chosen_recipes(settings.resolved()))
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({"recipe": ["joint"], "period": 5}, "--period would change nothing here; add --paths alternating"),
+        ({"recipe": ["joint"], "gated": 1}, "--gated"),
+        ({"recipe": ["joint"], "path_unit": "step"}, "--path-unit"),
+        ({"recipe": ["standard"], "gate_lr": 0.1}, "add a recipe with a mechanism"),
+        ({"recipe": ["standard"], "option": {"a": 1}}, "--option"),
+        ({"amp_dtype": "float16"}, "add --amp"),
+        ({"model_ema_decay": 0.9}, "add --model-ema"),
+        ({"no_aug": True, "hflip": 0.5, "reprob": 0.1}, "--hflip, --reprob would change nothing here; leave out"),
+        ({"val_seed": 3}, "add --val-fraction"),
+        ({"val_fraction": 0.2}, "it divides folders"),
+        ({"data_dir": "/x"}, "--data-dir"),
+        ({"num_classes": 10}, "--num-classes"),
+    ],
+)
+def test_an_option_without_an_effect_is_an_error_with_the_remedy(options, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        knobs(**options)
+
+
+def test_options_with_an_effect_pass():
+    knobs()
+    knobs(recipe=["joint"], paths="alternating", period=5, gated=2, path_unit="step")
+    knobs(recipe=["paper"], period=5)
+    knobs(recipe=["joint"], gate_warmup=2, path_unit="step")
+    knobs(amp=True, amp_dtype="float16", model_ema=True, model_ema_decay=0.9, hflip=0.5)
+    resumed = TrainSettings(no_aug=True).resolved()
+    check_knobs(resumed, chosen_recipes(resumed))
+
+
+def test_numbers_of_the_schedule_go_over_those_of_the_recipe():
+    def schedule(recipe, **options):
+        return chosen_recipes(TrainSettings(recipe=[recipe], **options).resolved())[recipe].schedule
+
+    assert schedule("paper", period=5) == Alternating(period=5, gated=1)
+    assert schedule("released", gated=2) == Alternating(period=3, gated=2, warmup=10)
+    assert schedule("joint", paths="alternating", path_unit="step") == Alternating(unit="step")
+    assert schedule("paper", paths="joint", gate_warmup=1) == Joint(warmup=1)
+
+
+def test_two_names_for_one_training_are_refused(tmp_path, capsys):
+    arguments = ["--mechanism", "icnn", "--recipe", "joint", "assigned", "--output", str(tmp_path / "run")]
+    assert main(["train", *arguments]) == 2
+    assert "--recipe joint and assigned are the same training" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "alike"),
+    [
+        (["--recipe", "asigned"], "did you mean assigned?"),
+        (["--mechanism", "icn"], "did you mean icnn?"),
+        (["--model", "resnet81"], "did you mean resnet"),
+        (["--opt", "adamv"], "did you mean adam"),
+        (["--sched", "cosin"], "try cosine"),
+    ],
+)
+def test_typos_offer_the_nearest_name(arguments, alike, tmp_path, capsys):
+    assert main(["train", "--output", str(tmp_path / "run"), *arguments]) == 2
+    assert alike in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_typos_in_names_of_checkpoints_and_metrics_offer_the_nearest(tmp_path, monkeypatch, capsys):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "rnu"]) == 2
+    assert "did you mean run?" in capsys.readouterr().err
+    assert main(["evaluate", "x", "--metrics", "acuracy"]) == 2
+    assert "did you mean accuracy?" in capsys.readouterr().err
+    assert main(["evaluate", "x", "--metrics", ""]) == 2
+    assert "--metrics names no group of metrics" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--attack-images", "0"], ["--eps", "-1"]])
+def test_ranges_of_evaluate(option, capsys):
+    assert main(["evaluate", "x", *option]) == 2
+    assert option[0] in capsys.readouterr().err
+
+
+def test_a_run_made_with_relative_paths_works_from_elsewhere_and_with_moved_data(tmp_path, monkeypatch, capsys):
+    make_splits(tmp_path / "pets", ["cat", "dog"])
+    monkeypatch.chdir(tmp_path)
+    assert train("folder:pets", "run") == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["evaluate", "../run", "--metrics", "accuracy", "--output", "measured"]) == 0
+    assert main(["train", "--resume", "../run"]) == 0
+    (tmp_path / "pets").rename(tmp_path / "animals")
+    assert main(["train", "--resume", "../run"]) == 2
+    assert main(["train", "--resume", "../run", "--data", "../animals"]) == 0
+    assert run_settings("../run").data == f"folder:{tmp_path / 'animals'}"
+    assert main(["train", "--resume", "../run", "--lr", "1"]) == 2
+    assert "cannot be combined with --lr; it takes --data, --data-dir" in capsys.readouterr().err
+
+
+def test_the_home_folder_is_found_where_no_shell_names_it(tmp_path, monkeypatch):
+    make_splits(tmp_path / "pets", ["cat", "dog"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert train("folder:~/pets", "~/run") == 0
+    assert main(["evaluate", "~/run", "--metrics", "accuracy", "--output", "~/measured"]) == 0
+    assert main(["report", "~/run", "--output", "~/r.html"]) == 0
+    assert main(["explain", "~/pets/val/cat/0.png", "--checkpoint", "~/run", "--output", "~/out"]) == 0
+    assert not (tmp_path / "~").exists()
+    assert {"run", "measured", "r.html", "out"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("text", ['{"editor.fontSize": 12}', "// comment\n{}", "[]"])
+def test_settings_of_another_program_are_not_those_of_a_run(text, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "settings.json").write_text(text)
+    assert run_settings(str(tmp_path)) is None
+    assert run_settings(str(tmp_path / "model")) is None
+
+
+def test_settings_of_a_run_are_those_of_its_models_only(tmp_path):
+    (tmp_path / "settings.json").write_text(TrainSettings(data="torch/x").resolved().to_json())
+    (tmp_path / "paper" / "model").mkdir(parents=True)
+    (tmp_path / "other" / "checkpoint").mkdir(parents=True)
+    assert run_settings(str(tmp_path / "paper" / "model")).data == "torch/x"
+    assert run_settings(str(tmp_path / "other" / "checkpoint")) is None
+
+
+def test_another_folder_keeps_what_the_run_was_trained_with(tmp_path):
+    make_splits(tmp_path / "a", ["cat", "dog"])
+    (tmp_path / "b").mkdir()
+    settings = TrainSettings(data=str(tmp_path / "a" / "train"), img_size=32, val_fraction=0.5).resolved()
+    (tmp_path / "settings.json").write_text(settings.to_json())
+    moved = settings_of({"data": str(tmp_path / "b")}, str(tmp_path))
+    assert (moved.img_size, moved.val_fraction) == (32, 0.5)
+    divided = settings_of({"data": str(tmp_path / "a")}, str(tmp_path))
+    assert (divided.img_size, divided.val_fraction) == (32, None)
+    assert json.loads(moved.to_json())["data"] == f"folder:{tmp_path / 'b'}"

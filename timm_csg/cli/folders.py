@@ -1,0 +1,185 @@
+"""What a folder of pictures means: each folder that holds pictures is a class, numbered as timm numbers them.
+
+Hidden folders are never classes, every file that Pillow reads is a picture whatever its suffix, and what is left out is
+counted and named.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+from timm.utils.misc import natural_key
+
+_logger = logging.getLogger(__name__)
+_NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # need other programs, or hold no pixels
+_JUNK = {"thumbs.db", "desktop.ini"}
+
+
+def shown(name: str) -> str:
+    r"""A file's name as text that every file, page and terminal can hold: NFC, escapes for what is not printable.
+
+    Example:
+        >>> shown("caf" + chr(0xDCE9)), shown("cafe" + chr(0x301)) == "café"
+        ('caf\\xe9', True)
+    """
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    text = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+    return unicodedata.normalize("NFC", text)
+
+
+@dataclass
+class Found:
+    """What lies below a folder.
+
+    Attributes:
+        pictures: Files by the folder that holds them, both relative to the root.
+        ignored: How many files or folders were left out, and an example, by what they are.
+    """
+
+    pictures: dict[Path, list[Path]] = field(default_factory=dict)
+    ignored: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def ignore(self, kind: str, path: Path) -> None:
+        """Count something that is left out."""
+        count, example = self.ignored.get(kind, (0, shown(str(path))))
+        self.ignored[kind] = (count + 1, example)
+
+    def say_what_is_ignored(self, root: Path) -> None:
+        """One line in the log, once for each root."""
+        if self.ignored:
+            _warn_once(f"ignored in {shown(str(root))}: {self.summary()}")
+
+    def summary(self) -> str:
+        """What was ignored, with numbers and examples."""
+        parts = [f"{kind}: {count:,}, such as {example}" for kind, (count, example) in sorted(self.ignored.items())]
+        return "; ".join(parts)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    _logger.warning(text)
+
+
+@functools.cache
+def picture_suffixes() -> frozenset[str]:
+    """Suffixes of files that Pillow reads, in lower case."""
+    Image.init()
+    known = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, kind in known if kind in Image.OPEN and kind not in _NO_PICTURES)
+
+
+def find_pictures(root: Path) -> Found:
+    """All pictures below a folder; hidden folders and links to a folder above are left out.
+
+    Args:
+        root: The folder; links to folders are followed.
+    """
+    found = Found()
+    for place, folders, files in os.walk(root, followlinks=True):
+        folder = Path(place).relative_to(root)
+        folders[:] = sorted(_visible(Path(place), folders, folder, found))
+        pictures = []
+        for name in sorted(files):
+            if name.startswith(".") or name.lower() in _JUNK:
+                continue
+            suffix = Path(name).suffix.lower()
+            if suffix in picture_suffixes():
+                pictures.append(folder / name)
+            else:
+                found.ignore(f"{shown(suffix)} files" if suffix else "files without suffix", folder / name)
+        if pictures:
+            found.pictures[folder] = pictures
+    return found
+
+
+def _visible(place: Path, names: list[str], folder: Path, found: Found) -> Iterator[str]:
+    for name in names:
+        if name.startswith(".") or name == "__MACOSX":
+            found.ignore("hidden folders", folder / name)
+        elif (place / name).is_symlink() and (place / name).resolve() in (here := place.resolve(), *here.parents):
+            found.ignore("links to a folder above", folder / name)
+        else:
+            yield name
+
+
+class PictureFolder:
+    """The picture files below a folder and their labels, one folder for each class.
+
+    Classes have the names of the folders that hold pictures, in timm's order.
+
+    Args:
+        root: The folder of the class folders.
+        fraction: Share of each class's pictures that is validation; None: the folder is one split.
+        seed: Chooses them, by their names alone: the same everywhere, and nearly the same after pictures were added.
+        is_training: Whether to take the other pictures.
+
+    Attributes:
+        samples: Files and labels, in timm's order.
+        class_to_idx: Labels by name.
+        empty: Folders beside the classes that hold no picture.
+
+    Raises:
+        ValueError: If there are no pictures, or which class one belongs to is not clear.
+    """
+
+    def __init__(self, root: Path, *, fraction: float | None = None, seed: int = 0, is_training: bool = False) -> None:
+        found = find_pictures(root)
+        for stray in found.pictures.pop(Path(), []):
+            found.ignore("pictures beside the class folders", stray)
+        found.say_what_is_ignored(root)
+        if not found.pictures:
+            seen = found.summary() or "nothing"
+            raise ValueError(f"{shown(str(root))} has no subfolder with pictures, one for each class; found {seen}.")
+        _check_classes(root, found)
+        self.root = root
+        labels = {folder: shown(folder.name) for folder in found.pictures}
+        self.class_to_idx = {name: index for index, name in enumerate(sorted(labels.values(), key=natural_key))}
+        samples = []
+        for folder, files in found.pictures.items():
+            chosen = files if fraction is None else _part(folder, files, fraction, seed, is_training=is_training)
+            samples += [(str(root / file), self.class_to_idx[labels[folder]]) for file in chosen]
+        self.samples = sorted(samples, key=lambda sample: natural_key(sample[0]))
+        used = {folder.parts[0] for folder in found.pictures}
+        beside = [path.name for path in root.iterdir() if path.is_dir() and path.name not in used]
+        self.empty = sorted(shown(name) for name in beside if name[0] not in "._")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def filenames(self) -> list[str]:
+        """The files relative to the folder, as timm's data sets have them."""
+        return [str(Path(path).relative_to(self.root)) for path, _ in self.samples]
+
+
+def _check_classes(root: Path, found: Found) -> None:
+    """Refuse folders whose pictures could belong to several classes."""
+    for folder in found.pictures:
+        above = next((parent for parent in folder.parents if parent in found.pictures), None)
+        if above is not None:
+            raise ValueError(
+                f"{shown(str(root / above))} holds pictures and also the folder {shown(folder.name)} with pictures; a "
+                "class is one folder: move its pictures together, or those of another class elsewhere."
+            )
+    counts = Counter(shown(folder.name) for folder in found.pictures)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        places = ", ".join(shown(str(folder)) for folder in found.pictures if shown(folder.name) == twice[0])
+        raise ValueError(f"{shown(str(root))} has several classes named {twice[0]!r}: {places}; rename the folders.")
+
+
+def _part(folder: Path, files: list[Path], fraction: float, seed: int, *, is_training: bool) -> list[Path]:
+    """A class's pictures for training or for validation, at least one of each."""
+    if len(files) < 2:
+        raise ValueError(f"{shown(str(folder))} has one picture only; --val-fraction needs two or more of each class.")
+    order = sorted(files, key=lambda file: hashlib.sha256(f"{seed}/".encode() + os.fsencode(file)).digest())
+    held_out = min(max(1, round(fraction * len(files))), len(files) - 1)
+    return order[held_out:] if is_training else order[:held_out]
