@@ -278,8 +278,10 @@ def _results(mechanism: Mechanism, facts: Facts) -> str:
         value = numbers[name]
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
         rows.append(f"| {_MEASURES.get(name, _plain(name.replace('_', ' ')))}{note} | {shown} |")
+    judged = " ".join(_sentence(metrics[name]) for name in ("verdict", "verdict_advice") if metrics.get(name))
     where = f"Data: {data or 'not recorded'}. Seed: {seed or 'not recorded'}."
-    return "\n".join([f"## Results\n\n{where}\n\n| measure | value |\n|---|---|", *rows])
+    opening = f"{judged}\n\n{where}" if judged else where
+    return "\n".join([f"## Results\n\n{opening}\n\n| measure | value |\n|---|---|", *rows])
 
 
 def _limits(mechanism: Mechanism) -> str:
@@ -296,6 +298,7 @@ def _limits(mechanism: Mechanism) -> str:
             "On the gated path the true label picks the filters, so labels leak through the gate: its accuracy says "
             "nothing about new images. Read the accuracy of the standard path."
         )
+    limits.append("Removing a class's filters hides the class; what the other filters know of it stays in them.")
     limits.append(
         "That a filter serves a class says where its evidence goes, not that a person would recognise what it sees."
     )
@@ -315,7 +318,12 @@ def _told(metrics: dict[str, Any], *names: str) -> str | None:
 
 def _plain(text: str) -> str:
     """One short line without anything that Markdown, YAML or our markers could take for their own."""
-    return re.sub(r"[\s|`<>\[\]]+", " ", text).strip()[:120]
+    return _sentence(text)[:120]
+
+
+def _sentence(text: object) -> str:
+    """The same, of any length."""
+    return re.sub(r"[\s|`<>\[\]]+", " ", str(text)).strip()
 
 
 def _is_number(value: object) -> bool:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from timm_csg.checkpoint import replacing
+from timm_csg.cli.display import verdicts
 from timm_csg.cli.groups import GROUPS, Row
 from timm_csg.cli.measures import Subject
 from timm_csg.cli.results import save_matrix_figure
@@ -110,8 +111,9 @@ def _cell(line: _Line, index: int, model: dict[str, Any]) -> Text:
     return Text(f"*{text}", style="bold") if is_best else Text(text)
 
 
-def _notes(results: dict[str, Any]) -> Text:
+def _notes(results: dict[str, Any]) -> Text | Group:
     models = results["checkpoints"].values()
+    judged = Text("\n".join(verdicts(results["checkpoints"])))
     facts = {
         "bound": max((model.get("mutual_information_bound") or 0.0 for model in models), default=0.0),
         "least": 1 / max(1, len(results["classes"])),
@@ -121,7 +123,7 @@ def _notes(results: dict[str, Any]) -> Text:
         notes.insert(0, "* the best of these models.")
     if any(model.get("gated_accuracy_uses_labels") for model in models):
         notes.append(_LABELS)
-    return Text("\n".join(notes), style="dim")
+    return Group(judged, Text("\n".join(notes), style="dim")) if judged else Text("\n".join(notes), style="dim")
 
 
 def write_subject(subject: Subject, label: str, output: Path) -> None:
@@ -151,7 +153,7 @@ def _write_table(path: Path, columns: dict[str, Any], class_names: Sequence[str]
     lists = {name: column if isinstance(column, list) else column.tolist() for name, column in columns.items()}
     for name in ("owner", "told_class"):
         if name in lists:
-            lists[name] = [class_names[index] for index in lists[name]]
+            lists[name] = [class_names[index] if index >= 0 else "" for index in lists[name]]  # nobody's: -1
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow(lists)

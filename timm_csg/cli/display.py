@@ -174,5 +174,11 @@ def result_table(results: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
+def verdicts(results: dict[str, dict[str, Any]]) -> list[str]:
+    """One line for each training with owners: whether they can be trusted, and what to try if not."""
+    judged = {name: result for name, result in results.items() if result.get("verdict")}
+    return [" ".join(filter(None, (f"{name}:", r["verdict"], r["verdict_advice"]))) for name, r in judged.items()]
+
+
 def _number(value: float | None, places: int) -> str:
     return "–" if value is None else f"{value:.{places}f}"

@@ -69,10 +69,12 @@ GROUPS: dict[str, Group] = {
             Row("gate_binarity", "gate binarity", 3),
             Row("classes_per_filter", "classes per filter", 2, min),
             Row("owner_agreement", "owner agrees", 3, max),
+            Row("purity", "purity of the 20 strongest", 3, max),
+            Row("class_selectivity", "class selectivity", 3, max),
         ),
         ("filter_owners_by", "filters_per_class"),
         note="density: mean gate, at least 1 / classes = {least:.3f}. owner agrees: share of filters whose gate class "
-        "is the one they tell most about.",
+        "is the one they tell most about. purity: share of one class among a filter's 20 strongest images.",
     ),
     "ablation": Group(
         measures.measure_ablation,
@@ -82,7 +84,9 @@ GROUPS: dict[str, Group] = {
             Row("class_with_only_its_filters", "class with only its filters", 3, max),
             Row("other_classes_with_only_its_filters", "  others meanwhile", 3, min),
         ),
-        note="a class's filters: those it owns by its gate, or that tell most about it where there is none.",
+        ("owners_trusted", "verdict", "verdict_advice"),
+        note="a class's filters: those it owns by its gate, or that tell most about it where there is none. "
+        "Removal hides a class: other filters can still know it.",
     ),
     "similarity": Group(
         measures.measure_similarity,

@@ -77,6 +77,12 @@ class Subject:
         return metrics.owners(self.mutual if matrix is None else matrix)
 
     @property
+    def owned(self) -> Tensor:
+        """Which filters are each class's own, bool [classes, filters]."""
+        matrix = self.matrix
+        return metrics.owned_filters(self.mutual if matrix is None else matrix)
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images as the model gets them."""
         images, _ = next(iter(self.loader))
@@ -138,14 +144,20 @@ def measure_information(subject: Subject) -> dict[str, Any]:
 
 def measure_gate(subject: Subject) -> dict[str, Any]:
     """What the class-filter matrix says, and whether the activations agree."""
-    matrix, owners = subject.matrix, subject.owners
-    subject.filters["owner"] = owners
-    counts = torch.bincount(owners, minlength=subject.num_classes)
+    matrix, seen = subject.matrix, subject.seen
+    subject.filters["owner"] = torch.where(subject.owned.any(dim=0), subject.owners, -1)
+    counts = subject.owned.sum(dim=1)
     subject.classes["filters"] = counts
+    purity = metrics.purity(seen.features, seen.targets, subject.num_classes, count=min(20, len(seen.targets)))
+    subject.filters["purity"] = purity
     result: dict[str, Any] = {
         "filter_owners_by": "mutual information" if matrix is None else "gate",
         "filters_per_class": counts.tolist(),
+        "purity": float(purity[subject.owned.any(dim=0)].mean()),
     }
+    if bool((seen.features >= 0).all()):
+        selectivity = metrics.class_selectivity(seen.features, seen.targets, subject.num_classes)
+        result["class_selectivity"] = float(selectivity[subject.owned.any(dim=0)].mean())
     if matrix is None:
         return result
     subject.filters["strength"] = matrix.amax(dim=0)
@@ -170,10 +182,16 @@ def measure_ablation(subject: Subject) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for keep_only in (False, True):
         model, batches = _head_on_pooled(subject)
-        ablation = metrics.ablate(model, batches, subject.owners, subject.num_classes, keep_only=keep_only)
+        ablation = metrics.ablate(model, batches, subject.owned, subject.num_classes, keep_only=keep_only)
         name = "with_only_its_filters" if keep_only else "without_its_filters"
         subject.classes[f"accuracy_{name}"] = ablation.after.diagonal()
         result |= {f"class_{name}": ablation.own, f"other_classes_{name}": ablation.others}
+        if subject.matrix is not None and not keep_only:
+            accuracy = metrics.accuracy(subject.seen.logits, subject.seen.targets)
+            judged = metrics.verdict(
+                subject.matrix, subject.seen.features, subject.seen.targets, accuracy=accuracy, removal=ablation
+            )
+            result |= {"owners_trusted": judged.trusted, "verdict": judged.sentence, "verdict_advice": judged.advice}
     result["other_classes"] = result.pop("other_classes_without_its_filters")  # the name of timm-csg train
     return result
 

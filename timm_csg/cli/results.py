@@ -33,25 +33,25 @@ class Measured(NamedTuple):
     gate: torch.Tensor | None
 
 
-def measure(training: Training, data: Data) -> Measured:
+def measure(training: Training, data: Data, standard_accuracy: float | None = None) -> Measured:
     """The metrics of one trained model on the validation images.
 
     Args:
         training: At its end.
         data: Its data.
+        standard_accuracy: Of standard training in the same run, for the verdict; None: not known.
 
     Returns:
         Its values: what was trained, accuracies, MIS and its bound in nats, density, agreement of owners, ablation,
-        seconds; and the matrices to draw.
+        whether the owners can be trusted, seconds; and the matrices to draw.
     """
     model = training.eval_model
     seen = metrics.collect(model, data.validation, amp_dtype=training.amp_dtype)
     mutual = metrics.mutual_information(seen.features, seen.targets, data.num_classes)
     gate = model.mechanism.class_filter_matrix() if is_differentiated(model) else None
     matrix = mutual if gate is None else gate.cpu()
-    ablation = metrics.ablate(
-        model, data.validation, metrics.owners(matrix), data.num_classes, amp_dtype=training.amp_dtype
-    )
+    owned = metrics.owned_filters(matrix)
+    ablation = metrics.ablate(model, data.validation, owned, data.num_classes, amp_dtype=training.amp_dtype)
     settings = training.settings
     result: dict[str, Any] = {
         "recipe": training.name,
@@ -69,7 +69,7 @@ def measure(training: Training, data: Data) -> Measured:
         "class_without_its_filters": ablation.own,
         "other_classes": ablation.others,
         "filter_owners_by": "mutual information" if gate is None else "gate",
-        "filters_per_class": torch.bincount(metrics.owners(matrix), minlength=data.num_classes).tolist(),
+        "filters_per_class": owned.sum(dim=1).tolist(),
         "seconds": round(sum(row["seconds"] for row in training.history), 1),
     }
     if is_differentiated(model) and gate is not None and seen.gated_logits is not None:
@@ -79,6 +79,15 @@ def measure(training: Training, data: Data) -> Measured:
             "gate_density": float(metrics.gate_density(gate)),
             "owner_agreement": float(metrics.owner_agreement(matrix, mutual)),
         }
+        judged = metrics.verdict(
+            matrix,
+            seen.features,
+            seen.targets,
+            accuracy=result["accuracy"],
+            removal=ablation,
+            standard_accuracy=standard_accuracy,
+        )
+        result |= {"owners_trusted": judged.trusted, "verdict": judged.sentence, "verdict_advice": judged.advice}
     return Measured(result, mutual, None if gate is None else matrix)
 
 

@@ -31,7 +31,7 @@ from timm_csg.cli.knobs import check_knobs
 from timm_csg.cli.report import report_of_run
 from timm_csg.cli.results import draw, measure, write_json, write_log
 from timm_csg.cli.runs import check_folder, claimed, free_folder, prepare_folder
-from timm_csg.cli.settings import TrainSettings
+from timm_csg.cli.settings import STANDARD, TrainSettings
 from timm_csg.cli.state import writing
 from timm_csg.cli.terminal import TrainingError, UnfinishedError, make_console
 from timm_csg.model import is_differentiated
@@ -134,7 +134,8 @@ class _Finished:
             write_log(log, output / "log.csv")
             save_models(training, output, self.data)
         with self._guarded(f"{name} could not be measured; try again: timm-csg train --resume {output}"):
-            measured = measure(training, self.data)
+            standard = self.measured.get(STANDARD, {}).get("accuracy")
+            measured = measure(training, self.data, standard)
             with writing(output):
                 self.measured[name] = measured.values
                 write_json(self.measured, output / "metrics.json")

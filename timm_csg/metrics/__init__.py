@@ -20,6 +20,7 @@ from timm_csg.metrics.gate import (
     filters_per_class,
     gate_counts,
     gate_density,
+    owned_filters,
     owner_agreement,
     owners,
 )
@@ -110,6 +111,7 @@ __all__ = [
     "mutual_information_per_filter",
     "mutual_information_score",
     "mutual_information_score_interval",
+    "owned_filters",
     "owner_agreement",
     "owners",
     "part_interpretability",

@@ -45,6 +45,23 @@ def owners(class_filter_matrix: Tensor) -> Tensor:
     return class_filter_matrix.argmax(dim=0)
 
 
+def owned_filters(class_filter_matrix: Tensor) -> Tensor:
+    """Which filters are each class's own: those that serve no class more. A filter that serves none is nobody's.
+
+    Args:
+        class_filter_matrix: Gate, assignment or mutual information [classes, filters], 0 or more.
+
+    Returns:
+        Bool [classes, filters]; where a filter serves several classes equally, it is in the rows of all of them.
+
+    Example:
+        >>> owned_filters(torch.tensor([[1.0, 0.2, 0.0], [0.0, 1.0, 0.0]])).int()
+        tensor([[1, 0, 0],
+                [0, 1, 0]], dtype=torch.int32)
+    """
+    return (class_filter_matrix == class_filter_matrix.amax(dim=0)) & (class_filter_matrix > 0)
+
+
 def filters_per_class(gate: Tensor, *, threshold: float = 0.5) -> Tensor:
     """Number of filters that serve each class with more than ``threshold`` of full strength.
 
@@ -140,7 +157,9 @@ def gate_counts(gate: Tensor) -> GateCounts:
 
 
 def owner_agreement(gate: Tensor, mutual_information: Tensor) -> Tensor:
-    """Share of filters whose owner by the gate is also the class they tell most about.
+    """Share of the owned filters whose owner by the gate is also the class they tell most about.
+
+    With two classes a filter tells as much about one as about the other, so this says nothing there; ``verdict`` does.
 
     Args:
         gate: Class-filter matrix [classes, filters].
@@ -158,4 +177,6 @@ def owner_agreement(gate: Tensor, mutual_information: Tensor) -> Tensor:
             f"expected two matrices of the same shape, but found {list(gate.shape)} and "
             f"{list(mutual_information.shape)}."
         )
-    return (owners(gate) == owners(mutual_information)).to(torch.get_default_dtype()).mean()
+    owned = owned_filters(gate)
+    agrees = owned.gather(0, owners(mutual_information)[None])[0]
+    return agrees[owned.any(dim=0)].to(torch.get_default_dtype()).mean()

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, print the table, and say where the run is."""
     from timm_csg.cli.checkpoint_data import import_plugins
-    from timm_csg.cli.display import result_table
+    from timm_csg.cli.display import result_table, verdicts
     from timm_csg.cli.runs import gone_if_empty
     from timm_csg.cli.train import train
 
@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
         raise
     if results:  # the first process has them
         console.print(result_table(results))
+        for line in verdicts(results):
+            console.print(line, markup=False, highlight=False)
         console.print(f"run folder: {output}", soft_wrap=True)
     return 0
 
