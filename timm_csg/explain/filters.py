@@ -183,7 +183,7 @@ def strongest_images(
     """
     check_choice("by", by, ("mean", "max"))
     if (whole(top) or 0) < 1:
-        raise ValueError(f"top must be a whole number, 1 or more, but is {top!r}.")
+        raise ValueError(f"top must be an integer of at least 1, but is {top!r}.")
     best: StrongestImages | None = None
     seen = 0
     for batch in loader:
@@ -273,7 +273,7 @@ def patches(images: Tensor, positions: Tensor, grid: tuple[int, int], *, size: f
 def check_top(top: int, num_filters: int) -> None:
     """Raise a ValueError unless ``top`` is a number of filters."""
     if not 1 <= (whole(top) or 0) <= num_filters:
-        raise ValueError(f"top must be a whole number between 1 and the {num_filters} filters, but is {top!r}.")
+        raise ValueError(f"top must be an integer from 1 to {num_filters}, the number of filters, but is {top!r}.")
 
 
 def _filter_indices(filters: Filters, num_filters: int, device: torch.device) -> Tensor:
