@@ -22,8 +22,10 @@ def trained():
             model = timm_csg.differentiate(model, mechanism="assigned")
             timm_csg.assign_filters(model, batches(images, targets))
         loop = timm_csg.TrainingMixin()
+        loop.schedule = timm_csg.Joint()
         optimizer = torch.optim.SGD(timm_csg.param_groups(model, lr=0.1), lr=0.1, momentum=0.9)
         model.train()
+        loop.set_epoch(0)
         for step in range(8):
             inputs, labels = images[step % 3 * 32 :][:32], targets[step % 3 * 32 :][:32]
             losses = loop.losses(model, inputs, labels, F.cross_entropy) if mechanism else {}
