@@ -16,8 +16,10 @@ from torch import Tensor
 
 from timm_csg.metrics._checks import check_features, check_rows, class_counts
 from timm_csg.metrics.ablation import own_filters
+from timm_csg.metrics.display import in_one_line
 
 
+@in_one_line
 class Relearning(NamedTuple):
     """Accuracy of fresh linear probes on each class's held-out pictures [classes]; NaN where there are none.
 
