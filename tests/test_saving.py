@@ -322,3 +322,16 @@ def test_classifier_that_was_never_masked_is_masked_in_the_file(make_model, imag
     assert bool((model.fc.weight[~own] != 0).any())
     model.project_()
     assert torch.equal(plain_timm(tmp_path / "assigned")(images), model(images))
+
+
+@pytest.mark.parametrize(
+    "tool", [lambda fc: prune.l1_unstructured(fc, "weight", 0.5), parametrizations.weight_norm], ids=["prune", "norm"]
+)
+def test_masked_classifier_that_a_tool_has_taken_apart_is_merged(make_model, images, tmp_path, tool):
+    model = timm_csg.differentiate(make_model(), mechanism="assigned").eval()
+    model.mechanism.assign_(model.mechanism.assignment.clone(), torch.zeros(96), torch.ones(96))
+    model.project_()
+    tool(model.fc)
+    loaded = from_pretrained(save_pretrained(model, tmp_path))
+    torch.testing.assert_close(loaded(images), timm_csg.undifferentiate(model).eval()(images))
+    assert not bool(loaded.fc.weight[~loaded.mechanism.assignment].any())

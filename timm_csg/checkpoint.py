@@ -247,7 +247,7 @@ def _mechanism_state(model: DifferentiatedModel, weights: dict[str, Tensor]) -> 
     if head.weight is not None:
         classifier = find_classifier(model)
         name = next(name for name, module in model.named_modules() if module is classifier)
-        head = head._replace(weight=weights[f"{name}.weight"].flatten(1))
+        head = head._replace(weight=weights[f"{name}.weight"].flatten(1), is_plain=True)  # they are merged
     if made.is_feasible(head):
         return state
     _logger.warning(
