@@ -55,7 +55,7 @@ class TrainingMixin:
         >>> handle = loop.attach(optimizer, model)
         >>> losses = loop.losses(model, torch.rand(2, 3, 32, 32), torch.tensor([0, 1]), nn.functional.cross_entropy)
         >>> sorted(losses)
-        ['gated', 'gated_output', 'loss', 'output', 'sparsity', 'standard']
+        ['gated', 'gated_output', 'loss', 'output', 'solo', 'standard']
         >>> losses["loss"].backward(); optimizer.step()
         >>> model.mechanism.class_filter_matrix().amax(dim=0).unique()
         tensor([1.])

@@ -52,11 +52,16 @@ def test_other_heads_say_that_contributions_are_estimates(make_model, images, ta
     assert not found.exact
 
 
-def test_gated_contributions_of_assigned_filters_sum_to_the_gated_logit(tiny_model, images, gated):
-    model = gated(timm_csg.differentiate(tiny_model, mechanism="assigned"))
-    found = class_filters(model, images, top=96, path="gated")
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
+def test_gated_contributions_of_assigned_filters_sum_to_the_gated_logit(make_model, images, gated, name):
+    model = gated(timm_csg.differentiate(make_model(name), mechanism="assigned"))
+    found = class_filters(model, images, top=model.num_features, path="gated")
     gated_logits = model(images, paths=("gated",)).gated.gather(1, found.targets[:, None]).squeeze(1)
-    torch.testing.assert_close(found.contribution.sum(1) + model.fc.bias[found.targets], gated_logits)
+    mechanism = model.mechanism
+    own = mechanism.class_filter_matrix() / mechanism.class_filter_matrix().sum(dim=1, keepdim=True)
+    at_mean = mechanism.scale * mechanism.mean / (mechanism.variance + 1e-6).sqrt()  # what standardising takes away
+    constant = mechanism.bias - own @ at_mean
+    torch.testing.assert_close(found.contribution.sum(1) + constant[found.targets], gated_logits)
     assert found.exact
 
 

@@ -23,6 +23,7 @@ from timm_csg.explain._run import (
     run_stage,
 )
 from timm_csg.explain.class_maps import head_kind
+from timm_csg.mechanisms.assigned import AssignedFilters
 from timm_csg.metrics.display import in_one_line
 from timm_csg.model import is_differentiated
 
@@ -145,10 +146,10 @@ def shares(contribution: Tensor) -> Tensor:
 
 
 def is_exact(model: Any, features: Tensor, path: Path) -> bool:
-    """Whether the logits of a path are linear in the features, so that contributions sum to them."""
+    """Whether the logits of a path are linear in the features, so that contributions and a constant sum to them."""
     if head_kind(model, features) == "linear":
         return True
-    return path == "gated" and getattr(model.mechanism.config, "evidence", None) == "gate"
+    return path == "gated" and any(isinstance(part, AssignedFilters) for part in model.mechanism.modules())
 
 
 def strongest_images(
