@@ -1,4 +1,4 @@
-"""Part filters on animal pictures: an ordinary fine-tuned MobileNetV2 against ICNN and competitive CSG, one budget.
+"""Part filters on animal pictures: an ordinary fine-tuned MobileNetV2 against a recipe's, one budget.
 
 python examples/animal_parts.py --data animalparts --weights local-dir:mobilenetv2 --recipe icnn --output runs/icnn
 
