@@ -37,6 +37,7 @@ def test_architecture_of_ones_own_round_trips(tmp_path, monkeypatch, gated):
 
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="the trained checkpoint is not there yet")
+@pytest.mark.xfail(reason="it has options that are gone, and is to be trained anew", strict=True)
 def test_trained_checkpoint_loads_here_and_in_plain_timm():
     model = timm_csg.from_pretrained(FOLDER)
     plain = timm.create_model(f"local-dir:{FOLDER}", pretrained=True).eval()
