@@ -23,7 +23,7 @@ class ResponseSums(NamedTuple):
     """Sums over pictures, from which everything else follows; float64, they add up over batches and processes.
 
     Attributes:
-        count: Number of pictures, a scalar.
+        pictures: Their number, a scalar.
         response: Sum of each filter's response [filters].
         response_squared: Sum of its square [filters].
         target: Sum of each class's target: its number of pictures, or its share in soft targets [classes].
@@ -31,7 +31,7 @@ class ResponseSums(NamedTuple):
         product: Sum of target × response [classes, filters].
     """
 
-    count: Tensor
+    pictures: Tensor
     response: Tensor
     response_squared: Tensor
     target: Tensor
@@ -60,11 +60,11 @@ class ResponseSums(NamedTuple):
 
     def mean(self) -> Tensor:
         """Mean of each filter's response [filters]."""
-        return self.response / self.count
+        return self.response / self.pictures
 
     def deviation(self) -> Tensor:
         """Standard deviation of each filter's response [filters]; 0 for one that is constant but for rounding."""
-        mean_square = self.response_squared / self.count
+        mean_square = self.response_squared / self.pictures
         variance = mean_square - self.mean().square()
         return torch.where(variance > 1e-12 * mean_square, variance, 0.0).sqrt()
 
@@ -85,9 +85,9 @@ def correlation(sums: ResponseSums) -> Tensor:
         tensor([[ 1.,  0.],
                 [-1.,  0.]], dtype=torch.float64)
     """
-    share = sums.target / sums.count
-    covariance = sums.product / sums.count - share[:, None] * sums.mean()
-    spread = (sums.target_squared / sums.count - share.square()).clamp(min=0).sqrt()[:, None] * sums.deviation()
+    share = sums.target / sums.pictures
+    covariance = sums.product / sums.pictures - share[:, None] * sums.mean()
+    spread = (sums.target_squared / sums.pictures - share.square()).clamp(min=0).sqrt()[:, None] * sums.deviation()
     return torch.where(spread > 0, covariance / spread.clamp(min=1e-300), 0.0).clamp(-1, 1)
 
 
@@ -229,7 +229,7 @@ def use_sums(model: DifferentiatedModel, mechanism: AssignedFilters, sums: Respo
     Raises:
         ValueError: If there are no pictures, a class has none, or responses are not finite.
     """
-    if not sums.count:
+    if not sums.pictures:
         raise ValueError("the loader yields no images.")
     if not all(bool(part.isfinite().all()) for part in sums):
         bad = (~(sums.response + sums.response_squared).isfinite()).nonzero()[:, 0].tolist()

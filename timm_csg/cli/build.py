@@ -134,7 +134,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, *,
 
 def make_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None) -> nn.Module:
     """The model of the settings, differentiated if there is a recipe, and frozen as far as they say."""
-    model = timm.create_model(
+    model: nn.Module = timm.create_model(
         **_model_args(settings), pretrained=settings.pretrained, num_classes=num_classes, drop_rate=settings.drop_rate
     )
     if recipe is not None:

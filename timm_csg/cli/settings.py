@@ -139,8 +139,8 @@ class TrainSettings:
             defaults |= PRETRAINED_DEFAULTS
         if self.mechanism == "icnn":
             defaults["recipe"] = [STANDARD, "icnn"] if self.data == DIGITS else ["icnn"]
-        open_options = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        found = replace(self, **open_options, **self._absolute_paths())
+        options: dict[str, Any] = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        found = replace(self, **options | self._absolute_paths())
         if found.head_lr is None:
             found = replace(found, head_lr=found.lr * (4 if found.pretrained else 1))
         return found

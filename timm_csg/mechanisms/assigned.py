@@ -189,7 +189,7 @@ class AssignedFilters(Mechanism):
         self.register_buffer("assigned_from_data", torch.tensor(False))
         self.register_buffer("draws", draw_table(blind), persistent=False)
         self.is_blind = True
-        self.register_load_state_dict_post_hook(_read_assignment)
+        self.register_load_state_dict_post_hook(_read_assignment)  # type: ignore[no-untyped-call]
 
     @property
     def needs_targets(self) -> bool:
@@ -246,8 +246,15 @@ class AssignedFilters(Mechanism):
         responses = responses.to(torch.promote_types(responses.dtype, torch.float32))
         by_batch = self.training and len(responses) > 1
         mean, variance = self.mean.to(responses.dtype), self.variance.to(responses.dtype)  # themselves, but in float16
-        kept = (None, None) if by_batch and not update_statistics else (mean, variance)
-        standardised = F.batch_norm(responses, *kept, training=by_batch, momentum=MOMENTUM, eps=EPSILON)
+        is_kept = update_statistics or not by_batch
+        standardised = F.batch_norm(
+            responses,
+            mean if is_kept else None,
+            variance if is_kept else None,
+            training=by_batch,
+            momentum=MOMENTUM,
+            eps=EPSILON,
+        )
         if by_batch and update_statistics and mean.dtype != self.mean.dtype:
             self.mean.copy_(mean)
             self.variance.copy_(variance)
