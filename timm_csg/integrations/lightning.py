@@ -80,11 +80,6 @@ class LightningTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # lig
         super().on_train_batch_end(outputs, batch, batch_idx)
         self._project_averages()
 
-    def on_train_end(self) -> None:
-        """Project what a callback may have put in the place of the weights: an average."""
-        super().on_train_end()
-        _project(self)
-
     def _project_averages(self) -> None:
         for callback in self.trainer.callbacks:
             average = getattr(callback, "_average_model", None)  # of both callbacks; Lightning has no public way
