@@ -87,11 +87,14 @@ def test_numbers_of_the_schedule_go_over_those_of_the_recipe():
     assert schedule("paper", paths="joint", gate_warmup=1) == Joint(warmup=1)
 
 
-def test_two_names_for_one_training_are_refused(tmp_path, capsys):
-    arguments = ["--mechanism", "icnn", "--recipe", "joint", "assigned", "--output", str(tmp_path / "run")]
+def test_two_names_for_one_model_are_refused(tmp_path, capsys):
+    arguments = ["--mechanism", "icnn", "--recipe", "paper", "assigned", "--output", str(tmp_path / "run")]
     assert main(["train", *arguments]) == 2
-    assert "--recipe joint and assigned are the same training" in capsys.readouterr().err
+    assert "--recipe paper and assigned make the same model" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+    arguments = ["--recipe", "paper", "joint", "--paths", "joint", "--output", str(tmp_path / "run")]
+    assert main(["train", *arguments]) == 2
+    assert "--recipe paper and joint make the same model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -36,16 +36,25 @@ def chosen_recipes(settings: TrainSettings) -> dict[str, Recipe | None]:
     for name in settings.recipe:
         check_choice("recipe", name, [STANDARD, *RECIPES])
     recipes = {name: None if name == STANDARD else with_overrides(RECIPES[name], settings) for name in settings.recipe}
+    replaced = [name for name in recipes if name != STANDARD and settings.mechanism not in (None, _own(RECIPES[name]))]
+    same = replaced if len(replaced) > 1 else []
     for (one, recipe), (other, twin) in itertools.combinations(recipes.items(), 2):
         if recipe is not None and twin is not None and replace(recipe, summary=twin.summary) == twin:
-            raise ValueError(f"with these options, --recipe {one} and {other} are the same training; name one of them.")
+            same = [one, other]
+    if same:
+        raise ValueError(f"with these options, --recipe {' and '.join(same)} make the same model; name one of them.")
     return recipes
+
+
+def _own(recipe: Recipe) -> str:
+    """The name of a recipe's mechanism."""
+    return resolve_config(recipe.mechanism, {})[0].name
 
 
 def with_overrides(recipe: Recipe, settings: TrainSettings) -> Recipe:
     """The recipe with the mechanism options, schedule and gate learning rate of the command line."""
     mechanism = recipe.mechanism
-    own = resolve_config(mechanism, {})[0].name
+    own = _own(recipe)
     name = settings.mechanism or own
     check_choice("mechanism", name, list_mechanisms())
     if name != own or settings.option:
