@@ -64,7 +64,8 @@ def test_names_that_are_mathematics_or_long_or_markup_are_plain_text(tmp_path, c
         assert {row["class"] for row in csv.DictReader(handle)} == {*names[:4], "'=1+2"}
     capsys.readouterr()
     picture = data / "val" / names[2] / "0.png"
-    assert main(["explain", str(picture), "--checkpoint", str(tmp_path / "run"), "--target", names[2]]) == 0
+    arguments = ["--checkpoint", str(tmp_path / "run"), "--target", names[2], "--output", str(tmp_path / "why")]
+    assert main(["explain", str(picture), *arguments]) == 0
     assert "[red]x" in capsys.readouterr().out
 
 

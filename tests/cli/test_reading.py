@@ -135,6 +135,7 @@ def test_a_class_without_validation_images_is_known_to_every_command(tmp_path, m
 def test_training_knows_the_number_of_classes_of_a_folder(tmp_path, capsys):
     data = make_splits(tmp_path / "pets", ["cat", "dog"])
     assert train(data, tmp_path / "run", "--num-classes", "2") == 0
-    assert main(["evaluate", str(tmp_path / "run"), "--num-classes", "2", "--metrics", "accuracy", "--json"]) == 0
+    arguments = ["--num-classes", "2", "--metrics", "accuracy", "--output", str(tmp_path / "out")]
+    assert main(["evaluate", str(tmp_path / "run"), *arguments]) == 0
     assert train(data, tmp_path / "other", "--num-classes", "5") == 2
     assert "--num-classes is 5, but the data has 2 classes" in capsys.readouterr().err

@@ -143,7 +143,7 @@ def test_released_recipe_uses_one_optimizer_for_each_path(tmp_path):
 )
 def test_learning_rate_of_the_gate_suits_the_optimizer(options, gate_lr):
     settings = TrainSettings(**options).resolved()
-    assert with_overrides(RECIPES["assigned"], settings).gate_lr == pytest.approx(gate_lr)
+    assert with_overrides(RECIPES["paper"], settings).gate_lr == pytest.approx(gate_lr)
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_mechanism_options_and_schedule_of_the_command_line_win(image_folder, tm
         (["--data", "folder:/does/not/exist"], "does not exist"),
         (["--model", "no_such_model"], "no_such_model"),
         (["--device", "cuda:99"], "cuda:99"),
-        (["--option", "sparsety_weight=1"], "its options are initial_gate"),
+        (["--option", "sparsety_weight=1"], "sparsity_weight"),
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--resume", "/does/not/exist"], "nothing to resume"),
     ],
