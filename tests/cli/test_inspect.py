@@ -22,7 +22,7 @@ def applying(found, what="explanations"):
 
 @pytest.fixture
 def saved(make_model, gated, tmp_path):
-    model = gated(timm_csg.differentiate(make_model(), mechanism="assigned"))
+    model = gated(timm_csg.differentiate(make_model(), mechanism="assigned", solo_weight=2.0))
     folder = tmp_path / "mine"
     timm_csg.save_pretrained(model, folder, metrics={"recipe": "assigned", "data": "pets", "accuracy": 0.5})
     return model, folder
@@ -100,7 +100,7 @@ def test_checkpoint_tells_mechanism_owners_and_what_was_measured(saved):
     matrix = model.mechanism.class_filter_matrix()
     assert own["owners"] == matrix.argmax(dim=0).tolist()
     assert own["density"] == pytest.approx(float(matrix.mean()))
-    assert (own["mechanism"], own["config"]["solo_weight"], own["parameters"]) == ("assigned", 3.0, 96 + 5)
+    assert (own["mechanism"], own["config"]["solo_weight"], own["parameters"]) == ("assigned", 2.0, 96 + 5)
     assert own["metrics"]["accuracy"] == 0.5
     assert own["versions"]["timm"] == timm.__version__
 
@@ -129,7 +129,7 @@ def test_text_fits_the_width_and_leaves_nothing_out(saved, width):
     for word in (
         "layer4",
         "96 filters",
-        "solo_weight=3.0",
+        "solo_weight=2.0",
         "accuracy 0.500",
         "recipe assigned, data pets",
         "Owners",
