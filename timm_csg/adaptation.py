@@ -30,6 +30,7 @@ class Adaptation(NamedTuple):
     held_out_accuracy: float
 
 
+@torch.no_grad()
 def adapt(
     model: nn.Module,
     loader: Iterable[tuple[Tensor, Tensor]],

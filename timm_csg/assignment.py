@@ -178,6 +178,7 @@ class Assignment(NamedTuple):
         )
 
 
+@torch.no_grad()
 def assign_filters(
     model: nn.Module,
     loader: Iterable[tuple[Tensor, Tensor]],
@@ -274,7 +275,8 @@ def features_of(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The stage's features of each batch in eval mode, as the head sees them, and the targets, on the model's device.
 
-    Code in the loop's body runs under the same autocast and without gradients.
+    Code in the loop's body runs under the same autocast; gradients are for the caller to switch off, since a generator
+    cannot do it there.
     """
     device = next(model.parameters()).device
     with evaluating(model):
