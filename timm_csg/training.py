@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.utils.model import unwrap_model
 from torch import Tensor, nn
 
+from timm_csg.assignment import Assignment, assign_filters, find_assigned, has_assigned
 from timm_csg.attachment import Attachment, bare_optimizers, check_by_hand, check_optimizers, check_replicas
 from timm_csg.checks import make_numbers_plain, plain_number
 from timm_csg.head import find_classifier
@@ -76,6 +78,49 @@ class TrainingMixin:
         """Tell the schedule which epoch begins, counted from 0."""
         self.progress = replace(self.progress, epoch=epoch)
         self._epoch_is_told = True
+
+    def assign_filters(
+        self,
+        model: nn.Module,
+        loader: Iterable[tuple[Tensor, Tensor]],
+        *,
+        averages: Iterable[nn.Module] = (),
+        amp_dtype: torch.dtype | None = None,
+    ) -> Assignment | None:
+        """Give the filters to classes before the first step, see ``timm_csg.assign_filters``, if that is still to be done.
+
+        Nothing happens to a model without assigned filters, to one whose filters were assigned before (resumed, loaded),
+        and after the first step; so call it whenever training starts. Under torch.distributed call it in every process;
+        all get the same assignment.
+
+        Args:
+            model: The differentiated model, also wrapped or compiled.
+            loader: Training pictures, best without augmentation; with several processes, each one's share, or all.
+            averages: EMA or SWA copies that were made already; they get the same assignment.
+            amp_dtype: Autocast dtype; None: no autocast.
+
+        Returns:
+            The assignment; None if nothing was done.
+
+        Raises:
+            TypeError: If the model is not differentiated.
+            ValueError: If the loader yields nothing, a class has no pictures, or responses are not finite.
+        """
+        inner = _inner(model)
+        if self.progress.step or not has_assigned(inner):
+            return None
+        mechanism = find_assigned(inner)[1]
+        if mechanism.assigned_from_data:
+            return None
+        _logger.info("filters are assigned to classes: one pass over the training pictures")
+        start, several = time.perf_counter(), dist.is_available() and dist.is_initialized()
+        assignment = assign_filters(inner, loader, amp_dtype=amp_dtype, distributed=several)
+        _logger.info("filters were assigned to classes in %.1f s: %r", time.perf_counter() - start, assignment)
+        for average in averages:
+            copy, its_mechanism = find_assigned(average)
+            its_mechanism.load_state_dict(mechanism.state_dict())
+            its_mechanism.restart_classifier_(copy.read_head())
+        return assignment
 
     def losses(
         self, model: nn.Module, images: Tensor, targets: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]

@@ -59,7 +59,7 @@ class Training:
 def data():
     generator = torch.Generator().manual_seed(3)
     images = torch.rand(BATCHES * BATCH, 3, 32, 32, generator=generator)
-    targets = torch.randint(CLASSES, (BATCHES * BATCH,), generator=generator)
+    targets = torch.arange(BATCHES * BATCH) % CLASSES
     targets[BATCH : 2 * BATCH] = CLASSES - 1
     return images, targets
 
@@ -105,6 +105,7 @@ def plain_loop(training, folder, resume=None, every=None):
             target.load_state_dict(state[name])
         loop.load_training_state(state["loop"])
         start, update = loop.progress.epoch + 1, resume
+    loop.assign_filters(model, Loader())
     for epoch in range(start, training.epochs):
         loop.set_epoch(epoch)
         model.train()
@@ -139,6 +140,7 @@ def timm_task(training, folder, resume=None, every=None, *, attached=True):
     task.setup_ema(decay=0.5)
     if resume is not None:
         load_task_ema_checkpoint(task, path)
+    task.assign_filters(task.get_trainable_module(), Loader())
     task.steps_per_epoch = updates_per_epoch
     model, eval_model = task.get_trainable_module(), task.get_eval_model()
     saver = CheckpointSaver(model, optimizer, amp_scaler=scaler, checkpoint_dir=str(folder), task=task)

@@ -18,6 +18,7 @@ from timm.task import ClassificationTask
 from timm.utils.model import unwrap_model
 from torch import Tensor, nn
 
+from timm_csg.assignment import Assignment
 from timm_csg.attachment import Attachment, attachments_of
 from timm_csg.checks import whole
 from timm_csg.manifest import CheckpointError, mechanism_config
@@ -113,6 +114,13 @@ class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[mi
         The difference is small: only attached, a step that an AMP scaler skips does not count.
         """
         return super().attach(optimizer, self.trainable_module if model is None else model, **options)
+
+    def assign_filters(
+        self, model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], **options: Any
+    ) -> Assignment | None:
+        """As ``TrainingMixin.assign_filters``, for the EMA copy as well; before the first step, after a resume."""
+        averages = [self.get_trainable_module(ema=True)] if self.has_ema() else []
+        return super().assign_filters(model, loader, **{"averages": averages, **options})
 
     def update_ema(self, step: int | None = None) -> None:
         """To be called after every optimizer step, with EMA or without: project, count, then average.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from timm_csg.attachment import Attachment, bare_optimizers
+from timm_csg.integrations.loaders import as_long_as_training
 from timm_csg.model import DifferentiatedModel, PathOutputs
 from timm_csg.training import Progress, TrainingMixin
 
@@ -25,9 +26,10 @@ else:
 class TransformersTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # transformers' types are not checked
     """``TrainingMixin`` for transformers' ``Trainer``; name it first among the bases.
 
-    The model is a ``TimmWrapperForImageClassification`` whose ``timm_model`` is differentiated. Training takes the
-    paths of the schedule, evaluation and prediction the standard path. The gate gets an optimizer group of its own,
-    without weight decay. Checkpoints of the Trainer hold the mechanism and the progress;
+    The model is a ``TimmWrapperForImageClassification`` whose ``timm_model`` is differentiated. Before the first step
+    its filters are assigned to classes, see ``assignment_loader``. Training takes the paths of the schedule, evaluation
+    and prediction the standard path. The gate gets an optimizer group of its own, without weight decay. Checkpoints of
+    the Trainer hold the mechanism and the progress;
     ``timm_csg.save_pretrained(trainer.model.timm_model, folder)`` makes one that plain timm and transformers load.
 
     Attributes:
@@ -64,10 +66,21 @@ class TransformersTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # 
         Raises:
             ValueError: If the inputs hold no ``labels``.
         """
-        if inputs.get("labels") is None:
-            raise ValueError(f"expected inputs with 'pixel_values' and 'labels', but found {sorted(inputs)}.")
-        losses = self.losses(cast(nn.Module, _Wrapped(model)), inputs["pixel_values"], inputs["labels"], self.criterion)
+        losses = self.losses(cast(nn.Module, _Wrapped(model)), *_pair(inputs), self.criterion)
         return (losses["loss"], {"logits": losses["output"]}) if return_outputs else losses["loss"]
+
+    def assignment_loader(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """The pictures from which filters are assigned to classes: those of training.
+
+        Override it to leave out augmentation, with a loader of (images, targets).
+
+        Raises:
+            ValueError: If the inputs hold no ``labels``.
+        """
+        loader = self.callback_handler.train_dataloader
+        batches = self.state.max_steps * self.args.gradient_accumulation_steps
+        for inputs in as_long_as_training(loader, batches):
+            yield _pair(self._prepare_inputs(inputs))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The Trainer's optimizer, the mechanism in a group of its own, attached; one of yours is only attached."""
@@ -92,7 +105,7 @@ class TransformersTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # 
 class _ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Tells the loop the epoch, and the Trainer's saved state the progress."""
 
-    def __init__(self, loop: TrainingMixin | None = None) -> None:
+    def __init__(self, loop: TransformersTrainingMixin | None = None) -> None:
         self.loop = loop  # None only where the Trainer rebuilds its callbacks on resume, before we replace this one
         self.next_epoch = 0
 
@@ -100,6 +113,7 @@ class _ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.next_epoch = int(state.epoch or 0)
         if self.loop is not None and state.global_step == 0:
             self.loop.progress = Progress()  # train() a second time
+            self.loop.assign_filters(_timm_model(self.loop.model), self.loop.assignment_loader())
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.loop is not None:
@@ -123,6 +137,12 @@ class _Wrapped:
     def __call__(self, images: Tensor, targets: Tensor, *, paths: Sequence[str]) -> PathOutputs:
         (outputs,) = self.model(pixel_values=images, targets=targets, paths=paths, return_dict=False)
         return cast(PathOutputs, outputs)
+
+
+def _pair(inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    if inputs.get("pixel_values") is None or inputs.get("labels") is None:
+        raise ValueError(f"expected inputs with 'pixel_values' and 'labels', but found {sorted(inputs)}.")
+    return inputs["pixel_values"], inputs["labels"]
 
 
 def _timm_model(model: nn.Module) -> DifferentiatedModel:
