@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from timm_csg.assignment import Assignment, assign_filters
     from timm_csg.checkpoint import save_pretrained
     from timm_csg.freezing import freeze
+    from timm_csg.groups import param_groups
     from timm_csg.hub import from_pretrained
     from timm_csg.hub_errors import HubError
     from timm_csg.loading import load_checkpoint
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from timm_csg.pushing import push_to_hub
     from timm_csg.schedule import Alternating, Joint
     from timm_csg.stage import Stage, find_stage
-    from timm_csg.training import Progress, TrainingMixin, param_groups
+    from timm_csg.training import Progress, TrainingMixin
 
 __all__ = [
     "Adaptation",
@@ -92,6 +93,7 @@ _NAMES = {
     "assignment": ("Assignment", "assign_filters"),
     "checkpoint": ("save_pretrained",),
     "freezing": ("freeze",),
+    "groups": ("param_groups",),
     "hub": ("from_pretrained",),
     "hub_errors": ("HubError",),
     "loading": ("load_checkpoint",),
@@ -120,7 +122,7 @@ _NAMES = {
     "pushing": ("push_to_hub",),
     "schedule": ("Alternating", "Joint"),
     "stage": ("Stage", "find_stage"),
-    "training": ("Progress", "TrainingMixin", "param_groups"),
+    "training": ("Progress", "TrainingMixin"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

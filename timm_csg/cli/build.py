@@ -17,11 +17,11 @@ from torch import nn
 from timm_csg.cli.settings import STANDARD, TrainSettings
 from timm_csg.cli.spelling import check_choice, did_you_mean
 from timm_csg.freezing import freeze
+from timm_csg.groups import param_groups
 from timm_csg.mechanisms.base import list_mechanisms, resolve_config
 from timm_csg.model import differentiate
 from timm_csg.recipes import RECIPES, Recipe
 from timm_csg.schedule import Alternating, Joint
-from timm_csg.training import param_groups
 
 
 def chosen_recipes(settings: TrainSettings) -> dict[str, Recipe | None]:

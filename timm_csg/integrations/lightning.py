@@ -25,10 +25,10 @@ _KEY = "timm_csg"
 class LightningTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # lightning's types are not checked
     """``TrainingMixin`` for a ``LightningModule``; name it first among the bases.
 
-    Its hooks assign the filters to classes before the first step, tell the schedule the epoch, attach the projection to
-    the optimizers when training starts (so do not call ``attach`` yourself), and keep the progress in Lightning's checkpoints. If you override one of them, call
-    ``super()``. With DistributedDataParallel, schedules other than ``Joint()`` need
-    ``strategy="ddp_find_unused_parameters_true"``.
+    Its hooks assign the filters to classes before the first step (see ``assignment_loader``), tell the schedule the
+    epoch, attach the projection to the optimizers when training starts (so do not call ``attach`` yourself), and keep
+    the progress in Lightning's checkpoints. If you override one of them, call ``super()``. With
+    DistributedDataParallel, schedules other than ``Joint()`` need ``strategy="ddp_find_unused_parameters_true"``.
 
     Example:
         >>> import timm, timm_csg, torch
