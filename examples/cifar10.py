@@ -39,17 +39,17 @@ def main(arguments: list[str] | None = None) -> dict:
     if recipe:
         model = timm_csg.differentiate(model, mechanism=recipe.mechanism)
         loop.schedule = recipe.schedule
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=torch.channels_last).train()
     groups = timm_csg.param_groups(model, lr=args.lr, gate_lr=recipe and recipe.gate_lr, weight_decay=5e-4)
     optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
     steps, rates = args.epochs * len(train), [group["lr"] for group in groups]
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps, pct_start=0.25, cycle_momentum=False)
     if recipe:
-        loop.attach(optimizer, model)  # projects the gate after every optimizer.step()
+        loop.attach(optimizer, model)  # projects the mechanism after every optimizer.step()
+        loop.assign_filters(model, Batches(train.images, train.targets, 500, is_training=False))
     criterion, start = torch.nn.functional.cross_entropy, time.perf_counter()
     for epoch in range(args.epochs):
         loop.set_epoch(epoch)
-        model.train()
         for images, targets in train:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 losses = loop.losses(model, images, targets, criterion) if recipe else {}

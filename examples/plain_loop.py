@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         recipe = RECIPES["assigned"]
         model, gate_lr = timm_csg.differentiate(model, mechanism=recipe.mechanism), recipe.gate_lr
         loop.schedule = recipe.schedule
-        timm_csg.assign_filters(model, batches(images[~held_out], targets[~held_out]))
+    loop.assign_filters(model, batches(images[~held_out], targets[~held_out]))  # without augmentation, if there is any
     groups = timm_csg.param_groups(model, lr=args.lr, gate_lr=gate_lr, weight_decay=5e-4)
     optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
@@ -63,9 +63,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             optimizer.zero_grad()
             losses["loss"].backward()
             optimizer.step()
-            loop.after_step(
-                model
-            )  # projects the mechanism; loop.attach(optimizer, model) before the loop would do it too
+            loop.after_step(model)  # or loop.attach(optimizer, model), once, before the loop
         scheduler.step()
         print(f"epoch {epoch + 1:2}, {loop.path:8} path: loss {losses['loss']:.3f}")
 

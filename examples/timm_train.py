@@ -4,8 +4,8 @@ python examples/timm_train.py train.py --recipe assigned DATA --model resnet18 -
 
 train.py is not in timm's wheel: take the one that belongs to your timm from its repository, for example
 https://raw.githubusercontent.com/huggingface/pytorch-image-models/v1.0.31/train.py. All options but the two below are
-its own. What it imports from timm is replaced while it runs: the model it makes is differentiated, the task has the
-recipe's schedule, the gate has its own learning rate. Under torchrun, start this file instead of train.py.
+its own. What it imports from timm is replaced while it runs: its model is differentiated, its task assigns the filters
+and has the recipe's schedule. Under torchrun, start this file instead of train.py.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ import sys
 from typing import Any
 from unittest import mock
 
-import timm
-import timm.data
 import timm.task
-import torch
 from timm.models import create_model
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 
 import timm_csg
+from timm_csg.integrations.loaders import NotedLoaders
 from timm_csg.integrations.timm_task import DifferentiationTask
 from timm_csg.recipes import RECIPES
 
@@ -46,9 +44,9 @@ def main(arguments: list[str] | None = None) -> DifferentiationTask:
     args, others = parser.parse_known_args(arguments)
     recipe = RECIPES[args.recipe]
     gate_lr = recipe.gate_lr if args.gate_lr is None else args.gate_lr
-    tasks: list[DifferentiationTask] = []
+    tasks, create_loader = [], NotedLoaders()
 
-    def create_differentiated(*arguments: Any, **options: Any) -> torch.nn.Module:
+    def create_differentiated(*arguments: Any, **options: Any) -> Any:
         if options.get("scriptable"):
             refuse("--torchscript")
         try:
@@ -56,24 +54,26 @@ def main(arguments: list[str] | None = None) -> DifferentiationTask:
         except (TypeError, ValueError) as error:
             raise SystemExit(f"timm_train.py: {error}") from error
 
-    def create_task(model: torch.nn.Module, **options: Any) -> DifferentiationTask:
+    def create_task(model: Any, **options: Any) -> DifferentiationTask:
         tasks.append(DifferentiationTask(model, schedule=recipe.schedule, **options))
         return tasks[0]
 
-    def create_optimizer(model, lr, weight_decay=0.0, layer_decay=None, **options: Any) -> torch.optim.Optimizer:
+    def create_optimizer(model, lr, weight_decay=0.0, layer_decay=None, **options: Any) -> Any:
         decays = {"weight_decay": weight_decay, "layer_decay": layer_decay}
         groups = timm_csg.param_groups(model, lr=lr, gate_lr=gate_lr, **decays)
         optimizer = create_optimizer_v2(groups, lr=lr, **options)
         tasks[0].attach(optimizer)
         return optimizer
 
-    def create_scheduler(optimizer: torch.optim.Optimizer, *arguments: Any, **options: Any) -> tuple[Any, int]:
+    def create_scheduler(optimizer: Any, *arguments: Any, **options: Any) -> tuple[Any, int]:
         tasks[0].steps_per_epoch = options["updates_per_epoch"]
+        tasks[0].assign_filters(tasks[0].get_trainable_module(), create_loader.plain)
         return create_scheduler_v2(optimizer, *arguments, **options)
 
     with contextlib.ExitStack() as replaced:
         for place, name, ours in (
             (timm.models, "create_model", create_differentiated),
+            (timm.data, "create_loader", create_loader),
             (timm.task, "ClassificationTask", create_task),
             (timm.optim, "create_optimizer_v2", create_optimizer),
             (timm.scheduler, "create_scheduler_v2", create_scheduler),

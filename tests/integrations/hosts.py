@@ -3,6 +3,7 @@
 import copy
 import functools
 import logging
+import os
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,10 +66,11 @@ def data():
 
 
 class Loader:
-    """Batches in order, with a place to go on from, which Lightning needs to resume within an epoch."""
+    """This process's batches in order, with a place to go on from, which Lightning needs to resume within an epoch."""
 
     def __init__(self):
         self.batches = list(zip(*(part.split(BATCH) for part in data()), strict=True))
+        self.batches = self.batches[int(os.environ.get("RANK", "0")) :: int(os.environ.get("WORLD_SIZE", "1"))]
         self.done = 0
 
     def __len__(self):
@@ -206,6 +208,8 @@ def lightning(training, folder, resume=None, every=None):
         enable_checkpointing=bool(every),
         default_root_dir=folder,
         accelerator="cpu",
+        devices=int(os.environ.get("WORLD_SIZE", "1")),
+        strategy="ddp" if "WORLD_SIZE" in os.environ else "auto",
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from integrations.train_script import Pictures
+from timm.data import create_loader
 
 import timm_csg
 from timm_csg.integrations.timm_task import load_task_checkpoint
@@ -43,6 +45,19 @@ def test_timms_script_trains_a_differentiated_model(run_example, tmp_path):
     assert model.fc.weight[~own].eq(0).all()
     assert model.fc.weight[own].ne(0).all()
     assert names == (timm.models.create_model, timm.optim.create_optimizer_v2)  # nothing stays replaced
+
+
+def test_it_assigns_filters_from_its_training_pictures_without_augmentation(run_example, tmp_path):
+    task = timm_train(run_example, tmp_path, "--model-ema", "--epochs", 1)
+    torch.manual_seed(42)
+    model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=5))
+    options = {"batch_size": 4, "num_workers": 0, "use_prefetcher": False}
+    plain = create_loader(Pictures(5), (3, 32, 32), is_training=False, crop_pct=0.8, **options)
+    expected = timm_csg.assign_filters(model, plain).matrix
+    for ema in (False, True):
+        assert torch.equal(task.get_trainable_module(ema=ema).mechanism.assignment, expected)
+    resumed = timm_train(run_example, tmp_path, "--epochs", 2, "--resume", tmp_path / "last.pth.tar", "--size", 10)
+    assert torch.equal(resumed.get_trainable_module().mechanism.assignment, expected)
 
 
 @pytest.mark.parametrize("ema", [False, True])

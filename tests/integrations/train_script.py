@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from timm.data import create_naflex_loader
+from PIL import Image
+from timm.data import create_loader, create_naflex_loader
 from timm.models import create_model
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -15,6 +16,25 @@ from timm.task import (
     resume_task_checkpoint,
 )
 from timm.utils import CheckpointSaver
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Random ones, always the same; every class in turn."""
+
+    def __init__(self, num_classes, size=20):
+        generator = torch.Generator().manual_seed(42)
+        pixels = torch.randint(256, (size, 40, 40, 3), generator=generator, dtype=torch.uint8)
+        self.images, self.num_classes, self.transform = (
+            [Image.fromarray(part.numpy()) for part in pixels],
+            num_classes,
+            None,
+        )
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.transform(self.images[index]), index % self.num_classes
 
 
 def main():
@@ -32,10 +52,15 @@ def main():
     parser.add_argument("--kd-model-name")
     parser.add_argument("--naflex-loader", action="store_true")
     parser.add_argument("--gp")
+    parser.add_argument("--size", type=int, default=20)
     args = parser.parse_args()
 
     torch.manual_seed(42)
-    loader = [(torch.rand(4, 3, 32, 32), torch.randint(args.num_classes, (4,))) for _ in range(5)]
+    common = {"input_size": (3, 32, 32), "batch_size": 4, "num_workers": 0, "use_prefetcher": False}
+    loader = create_loader(
+        Pictures(args.num_classes, args.size), is_training=True, auto_augment="rand-m9", re_prob=0.5, **common
+    )
+    create_loader(Pictures(args.num_classes, args.size), is_training=False, crop_pct=0.8, **common)
     model = create_model(
         args.model, pretrained=False, num_classes=args.num_classes, global_pool=args.gp, scriptable=args.torchscript
     )
