@@ -1,6 +1,6 @@
-"""Part filters on animal pictures: an ordinary fine-tuned MobileNetV2 against a recipe's, one budget.
+"""Part filters on animal pictures: an ordinary fine-tuned MobileNetV2 against ICNN, one budget.
 
-python examples/animal_parts.py --data animalparts --weights local-dir:mobilenetv2 --recipe icnn --output runs/icnn
+python examples/experiments/animal_parts.py --data animalparts --weights local-dir:mobilenetv2 --output runs/icnn
 
 Only the last stage is trained. What the frozen layers make of ten random crops of a picture is kept in --cache.
 For measuring, whole pictures are resized to 160x160, so that no landmark is lost.

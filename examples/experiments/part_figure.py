@@ -1,6 +1,6 @@
 """The same filters of an ordinary net and of an ICNN, each on its six strongest pictures, with the mask drawn.
 
-python examples/part_figure.py runs/standard runs/icnn --data animalparts --output parts.jpg
+python examples/experiments/part_figure.py runs/standard runs/icnn --data animalparts --output parts.jpg
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 import torch
-from animal_pictures import Pictures
+from animal_pictures import Pictures, as_stored
 from torch import nn
 
 import timm_csg
+from timm_csg.assignment import has_assigned
 from timm_csg.recipes import Recipe
 
 
@@ -17,6 +18,9 @@ def train_last_stage(model: nn.Module, train: Pictures, recipe: Recipe | None, *
     stage = [*model.blocks[6].parameters(), *model.conv_head.parameters(), *model.bn2.parameters()]
     groups = [{"params": stage, "lr": 2e-4}, {"params": list(model.classifier.parameters()), "lr": 2e-3}]
     loop, criterion = timm_csg.TrainingMixin(), nn.functional.cross_entropy
+    if recipe and has_assigned(model):
+        whole = zip(as_stored(train.whole).split(64), train.targets.split(64), strict=True)
+        timm_csg.assign_filters(model, whole, amp_dtype=torch.bfloat16)
     if recipe and list(model.mechanism.parameters()):
         groups.append({"params": list(model.mechanism.parameters()), "lr": recipe.gate_lr / 3, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.05)

@@ -1,6 +1,7 @@
 """How entangled are these CIFAR-10 networks? Every metric of timm_csg, groups of checkpoints side by side.
 
-python examples/cifar10_metrics.py --data cifar10.npz --output runs/table standard=runs/s0,runs/s1 assigned=runs/a0
+PYTHONPATH=examples python examples/experiments/cifar10_metrics.py --data cifar10.npz --output runs/table \
+    standard=runs/s0,runs/s1 assigned=runs/a0
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where do the filters look? Location instability and localisation of checkpoints on pictures with boxes of parts.
 
-python examples/animal_localisation.py runs/standard runs/icnn --images test.tar --annotations annotations.csv
+python examples/experiments/animal_localisation.py runs/standard --images test.tar --annotations annotations.csv
 """
 
 import argparse
