@@ -105,6 +105,68 @@ def test_animal_localisation_measures_every_checkpoint(run_example, tmp_path):
     assert set(results[str(tmp_path / "ours")]) >= {"whole_image", "cam", "activmap", "gradmap", "instability"}
 
 
+@pytest.fixture
+def animals(tmp_path):
+    """Options of the fine-tuning scripts: pictures of two animals, a tiny network without weights, a cache."""
+    random = np.random.default_rng(0)
+    for split, size in (("train", 40), ("test", 24)):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
+            for number in range(size):
+                path, shade = tmp_path / "picture.jpg", 150 * (number % 2)
+                pixels = random.integers(shade, shade + 100, (48, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(path)
+                archive.add(path, f"{('cat', 'dog')[number % 2]}/{split}{number}.jpg")
+    return ["--data", tmp_path, "--weights", "mobilenetv2_035", "--size", 32, "--cache", tmp_path / "frozen.pt"]
+
+
+METHODS = ["assigned", "random", "paper", "standard", "probe", "contrastive", "mutual-channel", "binary-head"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fine_tuning_measures_every_method(run_example, animals, tmp_path, method):
+    output = tmp_path / "runs.jsonl"
+    options = ["--method", method, "--epochs", 1, "--batch-size", 20, "--output", output]
+    (result,) = run_example("fine_tuning", *animals, *options)
+    assert json.loads(output.read_text()) == result
+    assert 0 <= result["MIS"] < 0.8  # log 2 at most, but for the error of the estimate
+    assert ("agreement" in result) == (method in ("assigned", "random", "paper", "mutual-channel", "binary-head"))
+    assert ("gated" in result) == (method in ("assigned", "random", "paper"))
+    if method == "assigned":
+        assert result["without"] <= 0.5 + 1e-6  # a class without its filters is left with its bias
+
+
+def test_fine_tuning_holds_pictures_out_and_prints_its_table(run_example, animals, tmp_path):
+    output = tmp_path / "runs.jsonl"
+    options = ["--hold-out", "--filters-per-class", 2, "--epochs", 1, "--batch-size", 4, "--seed", 0, 1]
+    first, second = run_example("fine_tuning", *animals, *options, "--output", output)
+    assert (first["seed"], second["seed"]) == (0, 1)
+    assert first["density"] == pytest.approx(2 / 1280)
+    table = run_example("fine_tuning_table", output).splitlines()
+    assert table[2].startswith("| 2 | mobilenetv2_035 | 32 | None | True | assigned | 0.001 |")
+    assert " ± " in table[2]
+
+
+def test_fine_tuning_takes_some_classes_and_pictures(run_example, animals):
+    with pytest.raises(ValueError, match="is not in list"):
+        run_example("fine_tuning", *animals, "--classes", "cow")
+    (result,) = run_example("fine_tuning", *animals, "--classes", "dog", "cat", "--per-class", 3, "--epochs", 1)
+    assert result["classes"] == ["dog", "cat"]
+
+
+def test_adapting_compares_with_a_dense_probe(run_example, animals):
+    found = run_example("adapting", *animals, "--filters-per-class", 3, "--time", "--limit", 24)
+    assert set(found) == {"probe", "all filters", "3 a class", "seconds"}
+    assert found["3 a class"]["density"] == pytest.approx(3 / 1280)
+    assert found["seconds"]["ratio"] > 0
+
+
+def test_filter_figure_draws_a_row_for_each_filter(run_example, animals, tmp_path):
+    options = ["--animal", "cat", "--filters", 2, "--epochs", 1, "--output", tmp_path / "filters.jpg"]
+    strongest = run_example("filter_figure", *animals, *options)
+    assert [rows.shape for rows in strongest.values()] == [(2, 3), (2, 3)]
+    assert Image.open(tmp_path / "filters.jpg").size[0] > 500
+
+
 @pytest.mark.slow
 def test_animal_parts_measures_and_draws(run_example, tmp_path):
     random, rows = (

@@ -1,0 +1,42 @@
+"""The numbers of fine_tuning.py: do filters know the class that owns them, and does the class need them?"""
+
+from __future__ import annotations
+
+import torch
+from frozen_animals import Animals
+from torch import nn
+
+import timm_csg
+from timm_csg import metrics
+
+
+@torch.no_grad()
+def measure(model: nn.Module, animals: Animals, owners: torch.Tensor | None = None) -> dict[str, float]:
+    """Numbers of one network, over the filters that serve a class; without owners, by mutual information.
+
+    ``*_floor`` are the same of shuffled labels: what the number is for filters that know nothing.
+    """
+    classes, loader, targets = len(animals.classes), animals.measured(), animals.test_targets
+    seen = metrics.collect(model, loader)
+    mutual = metrics.mutual_information(seen.features, targets, classes)
+    result = {"accuracy": metrics.accuracy(seen.logits, targets)}
+    if timm_csg.is_differentiated(model):
+        owners = model.mechanism.class_filter_matrix()
+        result |= {
+            "gated": metrics.accuracy(seen.gated_logits, targets),
+            "density": float((owners > 0.5).float().mean()),
+        }
+    owners = None if owners is None else owners.float()
+    used = torch.ones(mutual.shape[1], dtype=torch.bool) if owners is None else (owners > 0.5).any(dim=0)
+    shuffled = targets[torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))]
+    for name, labels in (("", targets), ("_floor", shuffled)):
+        known = metrics.mutual_information(seen.features, labels, classes) if name else mutual
+        result[f"MIS{name}"] = float(known.amax(dim=0)[used].mean())
+        if owners is not None:
+            result[f"agreement{name}"] = float(metrics.owner_agreement(owners[:, used], known[:, used]))
+        result[f"purity{name}"] = float(metrics.purity(seen.features, labels, classes, count=20)[used].mean())
+        selectivity = metrics.class_selectivity(seen.features, labels, classes)
+        result[f"selectivity{name}"] = float(selectivity[used].mean())
+    removal = metrics.ablate(model, loader, metrics.owners(mutual) if owners is None else owners > 0.5, classes)
+    result |= {"without": removal.own, "others": removal.others}
+    return result | {"MIS_bound": float(metrics.mutual_information_bound(targets, classes).mean())}
