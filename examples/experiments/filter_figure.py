@@ -4,7 +4,7 @@ python examples/experiments/filter_figure.py --data animalparts --weights local-
     --output animal_filters.jpg
 
 The filters are those of the animal by the assignment, evenly spaced in the order of their correlation: not chosen by
-how they look. A green frame: the picture shows that animal; a red one: another.
+how they look. A blue frame: the picture shows that animal; an orange one: another.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def draw(strongest: dict[str, Tensor], animals: Animals, pictures: dict[str, Ten
         pen.text((number * block + 2, 2), title, fill="black", font=font)
         for row, column in torch.cartesian_prod(torch.arange(filters), torch.arange(count)).tolist():
             index = int(rows[row, column])
-            colour = (0, 150, 60) if animals.test_targets[index] == owner else (205, 50, 40)
+            colour = (0, 114, 178) if animals.test_targets[index] == owner else (230, 126, 0)
             picture = ImageOps.fit(to_pil_image(pictures[animals.test_names[index]]), (SIDE, SIDE))
             place = (number * block + column * step, TOP + row * step)
             sheet.paste(ImageOps.expand(picture, FRAME, fill=colour), place)
