@@ -1,6 +1,6 @@
 """Draws the figures of the documentation from what is in the repository; mkdocs runs it before it builds the pages.
 
-``python docs/figures.py`` draws them too. The checkpoint is examples/cifar10_resnet20_csg, the pictures are eight test
+``python docs/figures.py`` draws them too. The checkpoint is examples/cifar10_resnet20_assigned, the pictures are eight test
 pictures of CIFAR-10 (A. Krizhevsky, 2009) in one small file.
 """
 
@@ -39,7 +39,7 @@ def draw() -> list[Path]:
     sys.path.insert(0, str(EXAMPLES))
     try:
         _example("cifar_resnet20")  # registers the architecture
-        model = timm_csg.from_pretrained(EXAMPLES / "cifar10_resnet20_csg")
+        model = timm_csg.from_pretrained(EXAMPLES / "cifar10_resnet20_assigned")
         pictures = _pictures()
         figures = {"explanations.png": _explanations(model, pictures), "filters.png": _filters(model, pictures)}
         for name, figure in figures.items():

@@ -22,6 +22,8 @@ from cifar_resnet20 import Batches, load_cifar  # importing it registers resnet2
 
 import timm_csg
 
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
 
 def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -68,7 +70,7 @@ def main(arguments: list[str] | None = None) -> dict:
     result = {"recipe": "assigned, fine-tuned", "data": "CIFAR-10", "seed": args.seed, "epochs": args.epochs}
     result |= {"seconds": round(time.perf_counter() - start), **evaluate(model.eval(), test)}
     result |= {f"{name}_before": before[name] for name in ("accuracy", "mutual_information_score")}
-    timm_csg.save_pretrained(model, args.output, metrics=result)
+    timm_csg.save_pretrained(model, args.output, metrics=result, class_names=CLASSES)
     (args.output / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
     return result
