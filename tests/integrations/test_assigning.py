@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.multiprocessing as mp
 from integrations.hosts import BATCHES, HOSTS, Loader, Training, timm_task
+from timm.utils.model import unwrap_model
 
 import timm_csg
 from timm_csg import Joint
@@ -92,7 +93,7 @@ def test_task_gives_its_ema_the_assignment(tmp_path, monkeypatch):
         timm.task.TrainingTask, "setup_ema", lambda self, **o: (setup_ema(self, **o), seen.append(self))
     )
     timm_task(Training(Joint(), "assigned", epochs=1), tmp_path)
-    mechanism = seen[0].get_trainable_module(ema=True).mechanism
+    mechanism = unwrap_model(seen[0].get_trainable_module(ema=True)).mechanism
     assert torch.equal(mechanism.assignment, by_hand()["assignment"])
     assert mechanism.assigned_from_data
 

@@ -9,6 +9,7 @@ import timm
 import torch
 from integrations.train_script import Pictures
 from timm.data import create_loader
+from timm.utils.model import unwrap_model
 
 import timm_csg
 from timm_csg.integrations.timm_task import load_task_checkpoint
@@ -55,7 +56,7 @@ def test_it_assigns_filters_from_its_training_pictures_without_augmentation(run_
     plain = create_loader(Pictures(5), (3, 32, 32), is_training=False, crop_pct=0.8, **options)
     expected = timm_csg.assign_filters(model, plain).matrix
     for ema in (False, True):
-        assert torch.equal(task.get_trainable_module(ema=ema).mechanism.assignment, expected)
+        assert torch.equal(unwrap_model(task.get_trainable_module(ema=ema)).mechanism.assignment, expected)
     resumed = timm_train(run_example, tmp_path, "--epochs", 2, "--resume", tmp_path / "last.pth.tar", "--size", 10)
     assert torch.equal(resumed.get_trainable_module().mechanism.assignment, expected)
 
