@@ -66,7 +66,8 @@ class TransformersTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # 
         Raises:
             ValueError: If the inputs hold no ``labels``.
         """
-        losses = self.losses(cast(nn.Module, _Wrapped(model)), *_pair(inputs), self.criterion)
+        images, targets = _pair(inputs)
+        losses = self.losses(cast(nn.Module, _Wrapped(model)), images, targets, self.criterion)
         return (losses["loss"], {"logits": losses["output"]}) if return_outputs else losses["loss"]
 
     def assignment_loader(self) -> Iterable[tuple[Tensor, Tensor]]:
