@@ -1,5 +1,8 @@
 """The Lightning mixin against the real package; that its trainings are those of the plain loop is in test_hosts.py."""
 
+import copy
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,8 +35,8 @@ def model(make_model):
 
 
 @pytest.fixture
-def loader(images, targets):
-    dataset = torch.utils.data.TensorDataset(images.repeat(2, 1, 1, 1), targets.repeat(2))
+def loader(images):
+    dataset = torch.utils.data.TensorDataset(images.repeat(2, 1, 1, 1), torch.arange(6) % 5)
     return torch.utils.data.DataLoader(dataset, batch_size=3)
 
 
@@ -146,7 +149,60 @@ def test_last_epoch_of_stochastic_weight_averaging_trains_nothing_and_is_let_pas
     model = timm_csg.differentiate(make_model(), mechanism="assigned").train()
     swa = L.pytorch.callbacks.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1)
     make_trainer(max_epochs=3, callbacks=[swa], enable_checkpointing=False).fit(Module(model), loader)
+    assert model.mechanism.assigned_from_data
     assert not model.fc.weight[~model.mechanism.assignment].any()
+
+
+@pytest.mark.parametrize("kind", ["ema", "average"])
+def test_averages_made_before_training_get_the_assignment(make_model, loader, make_trainer, kind):
+    model = timm_csg.differentiate(make_model(), mechanism="assigned").train()
+    expected = timm_csg.assign_filters(copy.deepcopy(model), loader).matrix
+    seen = []
+
+    class Seen(Module):
+        def on_train_batch_start(self, batch, batch_idx):
+            seen.append(copy.deepcopy(self._averages()[0].mechanism))
+            return super().on_train_batch_start(batch, batch_idx)
+
+    make_trainer(max_epochs=2, callbacks=[averaging(kind)], enable_checkpointing=False).fit(Seen(model), loader)
+    assert all(torch.equal(mechanism.assignment, expected) for mechanism in seen)
+    assert not model.fc.weight[~expected].any()  # the average, put in the place of the weights
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Pictures without an end, each as (image, class) or as a dictionary."""
+
+    def __init__(self, images, form=lambda image, target: (image, target)):
+        self.images, self.form = images, form
+
+    def __iter__(self):
+        return (self.form(self.images[index % 3], torch.tensor(index % 5)) for index in itertools.count())
+
+
+def test_stream_without_an_end_is_read_as_long_as_an_epoch_is(make_model, images, make_trainer):
+    model = timm_csg.differentiate(make_model(), mechanism="assigned").train()
+    stream = torch.utils.data.DataLoader(Stream(images), batch_size=3)
+    make_trainer(max_epochs=1, limit_train_batches=2, enable_checkpointing=False).fit(Module(model), stream)
+    assert model.mechanism.assigned_from_data
+
+
+def test_other_batches_need_a_loader_for_the_assignment(make_model, images, loader, make_trainer):
+    class Dictionaries(Module):
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch["image"], batch["target"]), batch_idx)
+
+    class WithLoader(Dictionaries):
+        def assignment_loader(self):
+            return loader
+
+    stream = Stream(images, lambda image, target: {"image": image, "target": target})
+    batches = torch.utils.data.DataLoader(stream, batch_size=3)
+    options = {"max_epochs": 1, "limit_train_batches": 2, "enable_checkpointing": False}
+    model = timm_csg.differentiate(make_model(), mechanism="assigned").train()
+    with pytest.raises(TypeError, match=r"found dict; let Dictionaries\.assignment_loader\(\) yield such pairs"):
+        make_trainer(**options).fit(Dictionaries(model), batches)
+    make_trainer(**options).fit(WithLoader(model), batches)
+    assert model.mechanism.assigned_from_data
 
 
 @pytest.mark.parametrize("kind", ["ema", "average"])

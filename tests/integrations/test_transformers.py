@@ -1,6 +1,7 @@
 """The Trainer mixin against the real package; that its trainings are those of the plain loop is in test_hosts.py."""
 
 import datetime
+import itertools
 
 import pytest
 import torch
@@ -139,6 +140,20 @@ def test_resuming_with_another_schedule_is_refused(make_trainer, tmp_path):
     trainer.schedule = Alternating()
     with pytest.raises(ValueError, match="belongs to the schedule"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_stream_without_an_end_is_read_as_long_as_training_is(make_trainer, make_wrapper, images):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return ({"pixel_values": images[index % 3], "labels": index % 5} for index in itertools.count())
+
+    wrapper = make_wrapper(differentiated=False)
+    timm_csg.differentiate(wrapper.timm_model, mechanism="assigned")
+    trainer = make_trainer(wrapper=wrapper, max_steps=2)
+    trainer.train_dataset = Stream()
+    trainer.train()
+    assert wrapper.timm_model.mechanism.assigned_from_data
+    assert trainer.progress.step == 2
 
 
 def test_trained_model_is_shared_with_timm_and_with_transformers(make_trainer, images, tmp_path):
