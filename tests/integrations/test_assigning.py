@@ -8,11 +8,12 @@ import pytest
 import timm
 import torch
 import torch.multiprocessing as mp
-from integrations.hosts import BATCHES, HOSTS, Loader, Training, timm_task
+from integrations.hosts import BATCHES, HOSTS, Loader, Training
 from timm.utils.model import unwrap_model
 
 import timm_csg
 from timm_csg import Joint
+from timm_csg.integrations.timm_task import DifferentiationTask
 
 each_host = pytest.mark.parametrize("host", ["plain loop", "timm task", "Lightning", "transformers"])
 
@@ -86,16 +87,13 @@ def test_copies_made_before_get_the_assignment_too(make_model, images, targets):
     assert torch.equal(found.matrix, model.mechanism.assignment)
 
 
-def test_task_gives_its_ema_the_assignment(tmp_path, monkeypatch):
-    seen = []
-    setup_ema = timm.task.TrainingTask.setup_ema
-    monkeypatch.setattr(
-        timm.task.TrainingTask, "setup_ema", lambda self, **o: (setup_ema(self, **o), seen.append(self))
-    )
-    timm_task(Training(Joint(), "assigned", epochs=1), tmp_path)
-    mechanism = unwrap_model(seen[0].get_trainable_module(ema=True)).mechanism
-    assert torch.equal(mechanism.assignment, by_hand()["assignment"])
-    assert mechanism.assigned_from_data
+def test_task_gives_its_ema_the_assignment():
+    task = DifferentiationTask(Training(Joint(), "assigned").model(), schedule=Joint(), verbose=False)
+    task.setup_ema(decay=0.5)
+    task.assign_filters(task.get_trainable_module(), Loader())
+    average = unwrap_model(task.get_trainable_module(ema=True))
+    assert torch.equal(average.mechanism.assignment, by_hand()["assignment"])
+    assert not average.fc.weight.any()
 
 
 @pytest.mark.parametrize("case", ["other mechanism", "steps were taken"])
