@@ -40,7 +40,8 @@ def load_directory(directory: str | os.PathLike[str], *, source: str | None = No
     Example:
         >>> import tempfile, timm_csg
         >>> folder = tempfile.mkdtemp()
-        >>> _ = timm_csg.save_pretrained(differentiate(timm.create_model("test_resnet", num_classes=10)), folder)
+        >>> model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=10))
+        >>> _ = timm_csg.save_pretrained(model, folder)
         >>> load_directory(folder).mechanism.class_filter_matrix().shape
         torch.Size([10, 96])
     """
