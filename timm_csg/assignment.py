@@ -275,8 +275,7 @@ def features_of(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The stage's features of each batch in eval mode, as the head sees them, and the targets, on the model's device.
 
-    Code in the loop's body runs under the same autocast; gradients are for the caller to switch off, since a generator
-    cannot do it there.
+    Code in the loop's body runs under the same autocast, but with gradients, unless the caller switches them off.
     """
     device = next(model.parameters()).device
     with evaluating(model):
