@@ -62,7 +62,7 @@ LONGER = {
     "timm_csg.assignment": 318,
     "timm_csg.card": 330,
     "timm_csg.cli.data": 302,
-    "timm_csg.mechanisms.assigned": 334,
+    "timm_csg.mechanisms.assigned": 341,
     "timm_csg.mechanisms.icnn": 313,
     "timm_csg.model": 369,
 }
