@@ -82,7 +82,7 @@ def adapt(
         seen.append((head.pooled(features).flatten(1).float(), targets))
     assignment = use_sums(inner, mechanism, sums)
     inputs, targets = (torch.cat(column) for column in zip(*seen, strict=True))
-    fit = fit_masked_classifier(inputs, targets, mechanism.assignment)
+    fit = fit_masked_classifier(inputs, targets, mechanism.assignment, with_bias=head.bias is not None)
     with torch.no_grad():
         weight.copy_(fit.weight)
         if head.bias is not None:
@@ -106,7 +106,7 @@ class MaskedFit(NamedTuple):
     held_out_accuracy: float
 
 
-def fit_masked_classifier(inputs: Tensor, targets: Tensor, assignment: Tensor) -> MaskedFit:
+def fit_masked_classifier(inputs: Tensor, targets: Tensor, assignment: Tensor, *, with_bias: bool = True) -> MaskedFit:
     """Softmax regression in which the logit of a class sees that class's own filters only.
 
     Minimises the mean cross entropy + penalty / 2 × Σ w² over weights per standard deviation, with L-BFGS. The penalty
@@ -117,6 +117,7 @@ def fit_masked_classifier(inputs: Tensor, targets: Tensor, assignment: Tensor) -
         inputs: What the classifier sees [pictures, filters].
         targets: Class indices [pictures] or soft targets [pictures, classes].
         assignment: Whether a class owns a filter, bool [classes, filters].
+        with_bias: Whether the classifier has a bias; if not, it is fitted without one and the bias is 0.
 
     Returns:
         The classifier.
@@ -129,17 +130,18 @@ def fit_masked_classifier(inputs: Tensor, targets: Tensor, assignment: Tensor) -
     """
     mean, deviation = inputs.mean(dim=0), inputs.std(dim=0, correction=0)
     deviation = torch.where(deviation > 1e-6 * mean.abs(), deviation, torch.inf)  # a constant says nothing
+    mean = mean if with_bias else torch.zeros_like(mean)
     inputs = (inputs - mean) / deviation
     classes = targets if targets.ndim == 1 else targets.argmax(dim=1)
     held_out = _every_fifth(classes)
     penalty, accuracy = _PENALTIES[0], float("nan")
     if held_out.any():
-        fits = _fits(inputs[~held_out], targets[~held_out], assignment, _PENALTIES)
+        fits = _fits(inputs[~held_out], targets[~held_out], assignment, _PENALTIES, with_bias)
         logits = [F.linear(inputs[held_out], weight, bias) for weight, bias in fits]
         best = min(range(len(fits)), key=lambda index: float(F.cross_entropy(logits[index], targets[held_out])))
         penalty = _PENALTIES[best]
         accuracy = float((logits[best].argmax(dim=1) == classes[held_out]).double().mean())
-    weight, bias = _fits(inputs, targets, assignment, (penalty,))[0]
+    weight, bias = _fits(inputs, targets, assignment, (penalty,), with_bias)[0]
     weight = weight / deviation
     return MaskedFit(weight, bias - weight @ mean, penalty, accuracy)
 
@@ -155,15 +157,16 @@ def _every_fifth(classes: Tensor) -> Tensor:
 
 
 def _fits(
-    inputs: Tensor, targets: Tensor, assignment: Tensor, penalties: tuple[float, ...]
+    inputs: Tensor, targets: Tensor, assignment: Tensor, penalties: tuple[float, ...], with_bias: bool
 ) -> list[tuple[Tensor, Tensor]]:
     """Weight and bias for each penalty, each fit starting from the one before."""
     own = assignment.to(inputs.dtype)
     weight = torch.zeros_like(own, requires_grad=True)
-    bias = torch.zeros(len(own), dtype=own.dtype, device=own.device, requires_grad=True)
+    bias = torch.zeros(len(own), dtype=own.dtype, device=own.device, requires_grad=with_bias)
+    fitted = [weight, bias] if with_bias else [weight]
     results = []
     for penalty in penalties:
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS(fitted, max_iter=100, line_search_fn="strong_wolfe")
 
         def loss(penalty: float = penalty, optimizer: torch.optim.LBFGS = optimizer) -> Tensor:
             optimizer.zero_grad()

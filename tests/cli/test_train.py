@@ -139,7 +139,7 @@ def test_released_recipe_uses_one_optimizer_for_each_path(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "gate_lr"), [({"opt": "sgd"}, 0.04), ({"opt": "adamw"}, 0.004), ({"gate_lr": 0.3}, 0.3)]
+    ("options", "gate_lr"), [({"opt": "sgd"}, 0.1), ({"opt": "adamw"}, 0.01), ({"gate_lr": 0.3}, 0.3)]
 )
 def test_learning_rate_of_the_gate_suits_the_optimizer(options, gate_lr):
     settings = TrainSettings(**options).resolved()
