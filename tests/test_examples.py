@@ -142,7 +142,7 @@ def test_fine_tuning_holds_pictures_out_and_prints_its_table(run_example, animal
     assert (first["seed"], second["seed"]) == (0, 1)
     assert first["density"] == pytest.approx(2 / 1280)
     table = run_example("fine_tuning_table", output).splitlines()
-    assert table[2].startswith("| 2 | mobilenetv2_035 | 32 | None | True | assigned | 0.001 |")
+    assert table[2].startswith("| 2 | mobilenetv2_035 | 32 | False | None | True | assigned | 0.001 |")
     assert " ± " in table[2]
 
 
@@ -151,6 +151,13 @@ def test_fine_tuning_takes_some_classes_and_pictures(run_example, animals):
         run_example("fine_tuning", *animals, "--classes", "cow")
     (result,) = run_example("fine_tuning", *animals, "--classes", "dog", "cat", "--per-class", 3, "--epochs", 1)
     assert result["classes"] == ["dog", "cat"]
+
+
+def test_fine_tuning_trains_all_layers(run_example, animals, tmp_path):
+    options = ["--cache", tmp_path / "pictures.pt", "--all-layers", "--epochs", 1, "--batch-size", 20]
+    (result,) = run_example("fine_tuning", *animals, *options)
+    assert result["all_layers"]
+    assert torch.load(tmp_path / "pictures.pt")["test"].shape == (24, 3, 32, 32)
 
 
 def test_adapting_compares_with_a_dense_probe(run_example, animals):

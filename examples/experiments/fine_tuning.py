@@ -85,7 +85,9 @@ def train(model: nn.Module, animals: Animals, args: argparse.Namespace, rate: fl
 def fine_tuned(animals: Animals, args: argparse.Namespace, rate: float, seed: int) -> tuple[nn.Module, Loss | None]:
     """A network that was trained on what the frozen layers made of the pictures, in eval mode, and the rival's loss."""
     torch.manual_seed(seed)
-    model = without_frozen_layers(load_network(args.weights, len(animals.classes), dropout=0.2))
+    model = load_network(args.weights, len(animals.classes), dropout=0.2)
+    if not args.all_layers:
+        model = without_frozen_layers(model)
     rival = train(model, animals, args, rate)
     return model.eval(), rival
 
@@ -107,6 +109,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--solo-weight", type=float, default=3.0)
     parser.add_argument("--filters-per-class", type=int)
+    parser.add_argument("--all-layers", action="store_true", help="train all layers; give another --cache")
     parser.add_argument("--classes", nargs="+", help="only these")
     parser.add_argument("--per-class", type=int, default=0, help="train on the first so many pictures of a class")
     parser.add_argument("--hold-out", action="store_true", help="measure on 18 training pictures a class: for choosing")
@@ -116,7 +119,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> list[dict]:
     args, results = parse(arguments), []
-    made = frozen_features(args.weights, args.data, args.size, args.cache)
+    made = frozen_features(args.weights, args.data, args.size, args.cache, frozen=not args.all_layers)
     animals = choose(made, hold_out=args.hold_out, classes=args.classes, per_class=args.per_class)
     for rate, seed in product(args.rate, args.seed):
         start = time.perf_counter()

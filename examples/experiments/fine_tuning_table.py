@@ -10,7 +10,18 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-SETTINGS = ("weights", "size", "classes", "hold_out", "method", "rate", "head_rate", "filters_per_class", "solo_weight")
+SETTINGS = (
+    "weights",
+    "size",
+    "all_layers",
+    "classes",
+    "hold_out",
+    "method",
+    "rate",
+    "head_rate",
+    "filters_per_class",
+    "solo_weight",
+)
 NUMBERS = ("accuracy", "gated", "MIS", "agreement", "without", "others", "purity", "selectivity", "density")
 
 
@@ -24,7 +35,7 @@ def main(arguments: list[str]) -> str:
     groups: dict[tuple, list[dict]] = {}
     for line in Path(arguments[0]).read_text().splitlines():
         run = json.loads(line) | {"weights": Path(json.loads(line)["weights"]).name}
-        groups.setdefault(tuple(str(run[key]) for key in SETTINGS), []).append(run)
+        groups.setdefault(tuple(str(run.get(key)) for key in SETTINGS), []).append(run)
     lines = [["seeds", *SETTINGS, *NUMBERS], ["---"] * (1 + len(SETTINGS) + len(NUMBERS))]
     for settings, runs in groups.items():
         numbers = [cell([run[key] for run in runs if key in run]) for key in NUMBERS]

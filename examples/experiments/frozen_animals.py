@@ -34,24 +34,25 @@ def without_frozen_layers(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _through_frozen(model: nn.Module, pictures: list[Tensor], transform: nn.Module) -> Tensor:
+def _through_frozen(model: nn.Module, pictures: list[Tensor], transform: nn.Module, *, frozen: bool) -> Tensor:
     mean, std = (torch.tensor(model.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
     found = []
     for start in range(0, len(pictures), 64):
         images = torch.stack([transform(picture) for picture in pictures[start : start + 64]]).float() / 255
         images = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-        found.append(model.blocks[:-1](model.bn1(model.conv_stem(images))).half())
+        found.append((model.blocks[:-1](model.bn1(model.conv_stem(images))) if frozen else images).half())
     return torch.cat(found)
 
 
-def frozen_features(weights: str, data: Path, size: int, cache: Path) -> dict:
+def frozen_features(weights: str, data: Path, size: int, cache: Path, *, frozen: bool = True) -> dict:
     """Features of training and test pictures and of the crops, their classes and names; from ``cache`` if it is there.
 
     Args:
         weights: See ``load_network``.
         data: Folder of train.tar and test.tar.
         size: Side of the square to which whole pictures and crops are resized, in pixels.
-        cache: File that belongs to these weights and this size.
+        cache: File that belongs to these weights, this size and this ``frozen``.
+        frozen: False: no layer is frozen, so these are the pictures themselves.
     """
     if cache.is_file():
         return torch.load(cache, weights_only=True)
@@ -65,9 +66,9 @@ def frozen_features(weights: str, data: Path, size: int, cache: Path) -> dict:
         made["classes"] = sorted({name.split("/")[0] for name in names})
         made[f"{split}_names"] = names
         made[f"{split}_y"] = torch.tensor([made["classes"].index(name.split("/")[0]) for name in names])
-        made[split] = _through_frozen(model, pictures, resize)
+        made[split] = _through_frozen(model, pictures, resize, frozen=frozen)
         if split == "train":
-            made["crops"] = [_through_frozen(model, pictures, random_crop) for _ in range(CROPS)]
+            made["crops"] = [_through_frozen(model, pictures, random_crop, frozen=frozen) for _ in range(CROPS)]
     torch.save(made, cache)
     return made
 
