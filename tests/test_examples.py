@@ -161,7 +161,7 @@ def test_fine_tuning_trains_all_layers(run_example, animals, tmp_path):
 
 
 def test_adapting_compares_with_a_dense_probe(run_example, animals):
-    found = run_example("adapting", *animals, "--filters-per-class", 3, "--time", "--limit", 24)
+    found = run_example("adapting", *animals, "--filters-per-class", 3, "--time", "--every", 3)
     assert set(found) == {"probe", "all filters", "3 a class", "seconds"}
     assert found["3 a class"]["density"] == pytest.approx(3 / 1280)
     assert found["seconds"]["ratio"] > 0

@@ -35,12 +35,12 @@ def accuracies(weights: str, animals: Animals, filters_per_class: list[int]) -> 
     return found
 
 
-def times(weights: str, data: Path, size: int, limit: int | None) -> dict[str, float]:
+def times(weights: str, data: Path, size: int, every: int) -> dict[str, float]:
     """Seconds of processor time: one pass of the whole network over the training pictures, and ``adapt`` on them."""
     pictures, names = read_pictures(data / "train.tar")
     classes = sorted({name.split("/")[0] for name in names})
-    targets = torch.tensor([classes.index(name.split("/")[0]) for name in names])[:limit]
-    pixels = torch.stack([resize(picture, [size, size], antialias=True) for picture in pictures[:limit]])
+    targets = torch.tensor([classes.index(name.split("/")[0]) for name in names])[::every]
+    pixels = torch.stack([resize(picture, [size, size], antialias=True) for picture in pictures[::every]])
     batches = list(zip(pixels.split(64), targets.split(64), strict=True))
     model = timm_csg.differentiate(load_network(weights, len(classes)), len(classes)).eval()
     found = {}
@@ -64,14 +64,14 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--filters-per-class", type=int, nargs="+", default=[20, 5])
     parser.add_argument("--time", action="store_true", help="also the times, with the whole network")
-    parser.add_argument("--limit", type=int, help="time only so many pictures")
+    parser.add_argument("--every", type=int, default=1, help="time only every so many-th picture")
     args = parser.parse_args(arguments)
     animals = choose(frozen_features(args.weights, args.data, args.size, args.cache))
     found: dict = accuracies(args.weights, animals, args.filters_per_class)
     for name, numbers in found.items():
         print(name, {key: round(value, 4) for key, value in numbers.items()}, flush=True)
     if args.time:
-        found["seconds"] = times(args.weights, args.data, args.size, args.limit)
+        found["seconds"] = times(args.weights, args.data, args.size, args.every)
         print(json.dumps(found["seconds"]))
     return found
 

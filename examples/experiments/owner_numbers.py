@@ -37,6 +37,10 @@ def measure(model: nn.Module, animals: Animals, owners: torch.Tensor | None = No
         result[f"purity{name}"] = float(metrics.purity(seen.features, labels, classes, count=20)[used].mean())
         selectivity = metrics.class_selectivity(seen.features, labels, classes)
         result[f"selectivity{name}"] = float(selectivity[used].mean())
-    removal = metrics.ablate(model, loader, metrics.owners(mutual) if owners is None else owners > 0.5, classes)
+    matrix = mutual if owners is None else owners
+    is_binary = (
+        bool(((matrix == 0) | (matrix == 1)).all()) and float(matrix.mean()) < 1
+    )  # else each has its first class
+    removal = metrics.ablate(model, loader, matrix > 0.5 if is_binary else metrics.owners(matrix), classes)
     result |= {"without": removal.own, "others": removal.others}
     return result | {"MIS_bound": float(metrics.mutual_information_bound(targets, classes).mean())}
