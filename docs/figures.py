@@ -1,7 +1,7 @@
 """Draws the figures of the documentation from what is in the repository; mkdocs runs it before it builds the pages.
 
-``python docs/figures.py`` draws them too. The checkpoint is examples/cifar10_resnet20_assigned, the pictures are eight test
-pictures of CIFAR-10 (A. Krizhevsky, 2009) in one small file.
+``python docs/figures.py`` draws them too. The checkpoint is examples/cifar10_resnet20_assigned, the pictures are eight
+test pictures of CIFAR-10 (A. Krizhevsky, 2009) in one small file.
 """
 
 from __future__ import annotations

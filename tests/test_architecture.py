@@ -30,6 +30,7 @@ LEVELS = {
     "timm_csg.card": 2,
     "timm_csg.reading": 2,
     "timm_csg.training": 4,
+    "timm_csg.responses": 2,
     "timm_csg.assignment": 3,
     "timm_csg.freezing": 3,
     "timm_csg.groups": 3,
@@ -59,7 +60,6 @@ ONLY_IN = {
 FILE_LINES = 300
 # Files over the limit and how long each may be; to be emptied.
 LONGER = {
-    "timm_csg.assignment": 318,
     "timm_csg.card": 330,
     "timm_csg.cli.data": 302,
     "timm_csg.mechanisms.assigned": 341,

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_csg.assignment import Assignment, ResponseSums, features_of, find_assigned, no_sums, use_sums
+from timm_csg.assignment import Assignment, features_of, find_assigned, no_sums, use_sums
 from timm_csg.mechanisms.targets import is_soft
+from timm_csg.responses import ResponseSums
 
 _PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 _HELD_OUT = 5  # every fifth picture of a class

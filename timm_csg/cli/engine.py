@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from timm_csg import metrics
 from timm_csg.adaptation import adapt
-from timm_csg.assignment import assign_filters, has_assigned
+from timm_csg.assignment import has_assigned
 from timm_csg.checkpoint import replacing, save_plain, save_pretrained
 from timm_csg.cli.build import find_amp_dtype, make_model, make_optimizers, make_scheduler
 from timm_csg.cli.data import Loader
@@ -114,16 +114,18 @@ class Training(TrainingMixin):
         Args:
             plain: This process's share of the training images, without augmentation.
         """
-        if not self.assigns or self.epochs_done:
+        if not self.assigns:
             return
-        distributed = self.processes.count > 1
-        if self.settings.freeze == "backbone":
+        if self.settings.freeze != "backbone":
+            averages = [] if self.ema is None else [self.ema.module]
+            self.assign_filters(self.model, plain, averages=averages, amp_dtype=self.amp_dtype)
+        elif self.processes.count > 1:
+            raise TrainingError("--freeze backbone fits the classifier in one process; start it without torchrun.")
+        elif not self.epochs_done:
             adapt(self.model, plain, amp_dtype=self.amp_dtype)
+            if self.ema is not None:
+                self.ema.set(self.model)
             self.epochs_done = self.settings.epochs
-        else:
-            assign_filters(self.model, plain, amp_dtype=self.amp_dtype, distributed=distributed)
-        if self.ema is not None:
-            self.ema.set(self.model)
 
     def run(self, train: Loader, validation: Loader, display: Display) -> None:
         """Train the epochs that are left; after each one the state is on disk.
