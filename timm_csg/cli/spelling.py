@@ -12,8 +12,8 @@ def did_you_mean(name: str, known: Collection[str], most: int = 1) -> str:
     """The end of a sentence that offers the names spelled alike; empty if there are none.
 
     Example:
-        >>> did_you_mean("competitve", ["paper", "competitive"])
-        '; did you mean competitive?'
+        >>> did_you_mean("asigned", ["paper", "assigned"])
+        '; did you mean assigned?'
     """
     alike = difflib.get_close_matches(name, list(known), n=most)
     return f"; did you mean {' or '.join(alike)}?" if alike else ""
