@@ -38,7 +38,7 @@ def test_every_python_block_runs_in_sequence(page, tmp_path, monkeypatch):
 
 def test_readme_gives_exactly_two_commands():
     commands = [code.strip() for _, code in blocks("README.md", "bash")]
-    assert commands == ['pip install -e ".[plots]" && timm-csg train', 'pip install -e ".[test]" && pytest']
+    assert commands == ['pip install -e ".[plots]" && timm-csg train', 'pip install -e ".[test]" && pytest -n 2']
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

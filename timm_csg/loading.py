@@ -38,7 +38,7 @@ def load_directory(directory: str | os.PathLike[str], *, source: str | None = No
         CheckpointError: If the folder holds no such checkpoint, or a damaged one.
 
     Example:
-        >>> import tempfile, timm_csg
+        >>> import tempfile, timm, timm_csg
         >>> folder = tempfile.mkdtemp()
         >>> model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=10))
         >>> _ = timm_csg.save_pretrained(model, folder)

@@ -161,7 +161,11 @@ def test_a_stopped_training_says_how_to_go_on(number, status, tmp_path):
     output = tmp_path / "run"
     command = ["train", "--output", str(output), "--recipe", "paper", "--epochs", "200", "--device", "cpu"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "timm_csg", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "timm_csg", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells' background jobs ignore it
     )
     line = process.stdout.readline()
     while "epoch 1/200" not in line:
