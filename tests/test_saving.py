@@ -335,3 +335,10 @@ def test_masked_classifier_that_a_tool_has_taken_apart_is_merged(make_model, ima
     loaded = from_pretrained(save_pretrained(model, tmp_path))
     torch.testing.assert_close(loaded(images), timm_csg.undifferentiate(model).eval()(images))
     assert not bool(loaded.fc.weight[~loaded.mechanism.assignment].any())
+
+
+def test_tilde_is_the_home_folder(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert timm_csg.save_pretrained(model, "~/saved") == tmp_path / "saved"
+    assert type(timm_csg.from_pretrained("~/saved")) is type(model)
+    assert type(timm_csg.from_pretrained("local-dir:~/saved")) is type(model)

@@ -119,7 +119,7 @@ def save_pretrained(
             f"expected a differentiated model, but found {type(model).__name__}; plain timm models have "
             "timm.models.save_for_hf."
         )
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     labels = label_entries(model, class_names, label_descriptions)
     with plain(model):
         weights, config, made = _plain_parts(model, labels, preprocessing)
@@ -183,7 +183,7 @@ def save_plain(
         ValueError: As ``save_pretrained``.
     """
     weights, config, _ = _plain_parts(model, label_entries(model, class_names), preprocessing)
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / CONFIG) as config_file, replacing(directory / WEIGHTS) as weights_file:
         safetensors.torch.save_file(weights, weights_file, metadata={"format": "pt"})

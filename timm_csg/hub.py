@@ -94,12 +94,14 @@ def _parse_name(name: str | os.PathLike[str], revision: str | None) -> tuple[str
     """Repository and revision, or None for a folder."""
     text = str(name)
     prefix = next((prefix for prefix in ("hf-hub:", "hf_hub:") if text.startswith(prefix)), "")
-    is_folder = not isinstance(name, str) or text.startswith("local-dir:") or (not prefix and Path(text).is_dir())
+    is_folder = (
+        not isinstance(name, str) or text.startswith("local-dir:") or (not prefix and Path(text).expanduser().is_dir())
+    )
     if is_folder:
         if revision is not None:
             raise ValueError(f"{text} is a folder and has no revision; leave revision={revision!r} out.")
         return None, None
-    if Path(text).is_file():
+    if Path(text).expanduser().is_file():
         raise CheckpointError(
             f"{text} is a file of weights, which says neither the model nor the mechanism; make the model and its "
             f"mechanism as for training, call timm_csg.load_checkpoint(model, {text!r}), and save a folder with "

@@ -45,7 +45,7 @@ def load_directory(directory: str | os.PathLike[str], *, source: str | None = No
         >>> load_directory(folder).mechanism.class_filter_matrix().shape
         torch.Size([10, 96])
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     found = manifest.Manifest.read(directory, source)
     found.check_files()
     headers = read_headers(directory / WEIGHTS)
@@ -83,7 +83,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, prefix: s
     Raises:
         CheckpointError: If the file is damaged or does not fit, naming the keys; the model is then unchanged.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     target = unwrap_model(model)
     is_differentiated = isinstance(target, DifferentiatedModel)
     if path.is_dir() and not manifest.is_transformers_folder(path):

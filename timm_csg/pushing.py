@@ -117,7 +117,8 @@ def push_folder(
     """
     token = _check_push(repo_id, token, revision, create_pr=create_pr)
     push = _Push(repo_id, token, revision, create_pr, commit_message)
-    return push.send(load_directory(folder), Path(folder), private=private)
+    folder = Path(folder).expanduser()
+    return push.send(load_directory(folder), folder, private=private)
 
 
 @dataclass(frozen=True)

@@ -403,3 +403,24 @@ def test_filters_with_a_mask_have_a_category_and_no_gate(make_model, loader, tmp
     assert "The owners of the filters cannot be trusted: " in visible(page)  # it is not trained
     assert "the trained category" in visible(page)
     assert "gate density" not in visible(page)
+
+
+def test_half_characters_of_a_folder_name_are_written_as_their_codes(tmp_path):
+    model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=2), mechanism="csg")
+    images = [(torch.rand(4, 3, 32, 32), torch.arange(4) % 2)]
+    path = report(model, images, tmp_path / "report.html", class_names=["caf\udce9", "tea"], title="\udce9")
+    assert "caf\\udce9" in path.read_text(encoding="utf-8")
+
+
+def test_images_of_one_class_are_refused(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=2)
+    with pytest.raises(ValueError, match="two classes or more, but all 4 images are of class 1"):
+        report(model, [(torch.rand(4, 3, 32, 32), torch.ones(4, dtype=torch.long))], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = timm.create_model("test_resnet", num_classes=2)
+    images = [(torch.rand(4, 3, 32, 32), torch.arange(4) % 2)]
+    assert report(model, images, "~/report.html") == tmp_path / "report.html"

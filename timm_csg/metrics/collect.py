@@ -52,7 +52,7 @@ class Activations(NamedTuple):
         Raises:
             ValueError: If a file is missing or the files do not belong together.
         """
-        paths = [Path(directory) / f"{name}.npy" for name in _COLUMNS]
+        paths = [Path(directory).expanduser() / f"{name}.npy" for name in _COLUMNS]
         missing = [path.name for path in paths[:3] if not path.is_file()]
         if missing:
             raise ValueError(
@@ -160,7 +160,7 @@ def collect(
         if directory is None:
             columns = [torch.cat(column) for column in zip(*batches, strict=True)]
             return _activations(gather_rows(columns, indices, None, _backend_device(model)) if distributed else columns)
-        directory = Path(directory)
+        directory = Path(directory).expanduser()
         check_free(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
         if distributed:

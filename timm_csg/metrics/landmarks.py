@@ -124,7 +124,7 @@ def read_annotations(path: str | Path) -> Annotations:
     Raises:
         ValueError: If the file is not in the format; the message names file, line and column.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"{path} must end in .csv or .json, the supported annotation formats.")
     records = _read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)

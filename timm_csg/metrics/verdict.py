@@ -223,7 +223,11 @@ def _against_the_matrix(serves: Tensor) -> Iterator[_Objection]:
     in_use, exclusive = int(serves.any(dim=0).sum()), int((serves.sum(dim=0) == 1).sum())
     if exclusive and exclusive >= LEAST_OWNED * in_use:
         return
-    some = f"only {exclusive} of {in_use} filters serve{'s' if exclusive == 1 else ''}" if exclusive else "no filter serves"
+    some = (
+        f"only {exclusive} of {in_use} filters serve{'s' if exclusive == 1 else ''}"
+        if exclusive
+        else "no filter serves"
+    )
     wider = f"There are fewer filters ({filters}) than classes ({classes}): use a wider model or fewer classes."
     yield _Objection(f"{some} one class alone", wider if filters < classes else f"{_ASSIGN}.")
 

@@ -73,10 +73,11 @@ def report(
         >>> report(model, loader, tempfile.mkdtemp() + "/report.html", class_names=["cat", "dog"]).name
         'report.html'
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     num_classes = int(getattr(model, "num_classes", 0))
     own = labels.class_names(model) or [str(index) for index in range(num_classes)]
-    names = own if class_names is None else list(map(str, class_names))
+    names = [_encodable(str(name)) for name in (own if class_names is None else class_names)]
+    title = None if title is None else _encodable(title)
     if len(names) != num_classes:
         raise ValueError(f"the model has {num_classes} classes, but there are {len(names)} class names.")
     if reference is not None and int(getattr(reference, "num_classes", 0)) != num_classes:
@@ -98,6 +99,11 @@ def report(
     with replacing(path) as temporary:
         temporary.write_bytes(html)
     return path
+
+
+def _encodable(text: str) -> str:
+    """The text with half characters, as names of files that are not UTF-8 have them, written as their codes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _html(book: Book) -> bytes:

@@ -159,11 +159,17 @@ def find_out(
         The findings, all on the CPU.
 
     Raises:
-        TypeError, ValueError: If the model or the data is not supported, see ``find_stage`` and ``metrics.collect``.
+        TypeError, ValueError: If the model or the data is not supported, see ``find_stage`` and ``metrics.collect``,
+            or all images are of one class.
     """
     stage = find_stage(model)
     seen = metrics.collect(model, loader)
     classes = int(model.num_classes)  # type: ignore[arg-type]
+    if len(seen.targets.unique()) < 2:
+        raise ValueError(
+            f"a report needs images of two classes or more, but all {len(seen.targets)} images are of class "
+            f"{int(seen.targets[0])}: there is nothing to tell apart."
+        )
     mutual = metrics.mutual_information(seen.features, seen.targets, classes)
     gate = model.mechanism.class_filter_matrix() if is_differentiated(model) else None
     gate = None if gate is None else gate.detach().float().cpu()
