@@ -62,7 +62,7 @@ FILE_LINES = 300
 LONGER = {
     "timm_csg.card": 330,
     "timm_csg.cli.data": 302,
-    "timm_csg.mechanisms.assigned": 341,
+    "timm_csg.mechanisms.assigned": 346,
     "timm_csg.mechanisms.icnn": 313,
     "timm_csg.model": 369,
 }

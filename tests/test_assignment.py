@@ -226,7 +226,7 @@ def test_modes_weights_and_gradients_are_left_as_found(make_model):
     assign_filters(model, batches(*coloured()))
     assert [module.training for module in model.modules()] == modes
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, state[key])}
-    own = {"mechanism.assignment", "mechanism.mean", "mechanism.variance", "mechanism.assigned_from_data"}
+    own = {"mechanism.owned", "mechanism.mean", "mechanism.variance", "mechanism.assigned_from_data"}
     assert changed == {*own, "fc.weight", "fc.bias"}
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 

@@ -42,6 +42,6 @@ def test_processes_share_assignment_weights_and_mask(tmp_path):
     for key, value in first.items():
         if not key.endswith(local):
             assert torch.equal(value, second[key]), key
-    own = first["mechanism.assignment"]
+    own = first["mechanism.owned"].bool()
     assert not first["fc.weight"][~own].any()
     assert first["fc.weight"][own].all()

@@ -346,7 +346,7 @@ def plain(model: nn.Module) -> Iterator[nn.Module]:
         >>> import timm
         >>> model = differentiate(timm.create_model("test_resnet"))
         >>> with plain(model) as borrowed:
-        ...     "mechanism.assignment" in borrowed.state_dict()
+        ...     "mechanism.owned" in borrowed.state_dict()
         False
     """
     if not isinstance(model, DifferentiatedModel):

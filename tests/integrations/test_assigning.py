@@ -30,8 +30,8 @@ def test_assignment_is_that_of_the_training_pictures_and_is_logged(host, tmp_pat
     with caplog.at_level(logging.INFO, logger="timm_csg"):
         final = HOSTS[host](Training(Joint(), "assigned", epochs=1), tmp_path).final
     assert final["mechanism.assigned_from_data"]
-    assert torch.equal(final["mechanism.assignment"], by_hand()["assignment"])
-    assert not final["fc.weight"][~final["mechanism.assignment"]].any()
+    assert torch.equal(final["mechanism.owned"], by_hand()["owned"])
+    assert not final["fc.weight"][~final["mechanism.owned"].bool()].any()
     (message,) = [text for text in caplog.messages if "were assigned" in text]
     assert "s: Assignment(96 filters, 5 classes" in message
 
@@ -71,8 +71,8 @@ def test_two_processes_have_the_assignment_of_all_pictures(host, tmp_path, monke
     monkeypatch.setenv("MASTER_PORT", str(free_port))
     mp.spawn(train_in_process, (host, tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert torch.equal(first["mechanism.assignment"], by_hand()["assignment"])
-    assert torch.equal(first["mechanism.assignment"], second["mechanism.assignment"])
+    assert torch.equal(first["mechanism.owned"], by_hand()["owned"])
+    assert torch.equal(first["mechanism.owned"], second["mechanism.owned"])
 
 
 def test_copies_made_before_get_the_assignment_too(make_model, images, targets):
@@ -92,7 +92,7 @@ def test_task_gives_its_ema_the_assignment():
     task.setup_ema(decay=0.5)
     task.assign_filters(task.get_trainable_module(), Loader())
     average = unwrap_model(task.get_trainable_module(ema=True))
-    assert torch.equal(average.mechanism.assignment, by_hand()["assignment"])
+    assert torch.equal(average.mechanism.owned, by_hand()["owned"])
     assert not average.fc.weight.any()
 
 

@@ -164,7 +164,7 @@ def test_averages_made_before_training_get_the_assignment(make_model, loader, ma
             seen.append(copy.deepcopy(self._averages()[0].mechanism))
             return super().on_train_batch_start(batch, batch_idx)
 
-    average = averaging(kind) if kind == "ema" else L.pytorch.callbacks.WeightAveraging(use_buffers=False)
+    average = averaging(kind) if kind == "ema" else L.pytorch.callbacks.WeightAveraging()
     make_trainer(max_epochs=2, callbacks=[average], enable_checkpointing=False).fit(Seen(model), loader)
     assert all(torch.equal(mechanism.assignment, expected) for mechanism in seen)
     assert not model.fc.weight[~expected].any()  # the average, put in the place of the weights

@@ -165,7 +165,7 @@ class AssignedFilters(Mechanism):
     """
 
     config: AssignedConfig
-    assignment: Tensor
+    owned: Tensor
     mean: Tensor
     variance: Tensor
     draws: Tensor
@@ -183,13 +183,18 @@ class AssignedFilters(Mechanism):
         self.scale = nn.Parameter(torch.ones(num_filters))
         self.bias = nn.Parameter(torch.zeros(num_classes))
         blind = blind_assignment(num_classes, num_filters, config.filters_per_class)
-        self.register_buffer("assignment", blind)
+        self.register_buffer("owned", blind.byte())  # numbers, since averages of models cannot take booleans
         self.register_buffer("mean", torch.zeros(num_filters))
         self.register_buffer("variance", torch.ones(num_filters))
-        self.register_buffer("assigned_from_data", torch.tensor(False))
+        self.register_buffer("assigned_from_data", torch.tensor(0, dtype=torch.uint8))
         self.register_buffer("draws", draw_table(blind), persistent=False)
         self.is_blind = True
         self.register_load_state_dict_post_hook(_read_assignment)  # type: ignore[no-untyped-call]
+
+    @property
+    def assignment(self) -> Tensor:
+        """Whether a class owns a filter, bool [classes, filters]."""
+        return self.owned.bool()
 
     @property
     def needs_targets(self) -> bool:
@@ -223,10 +228,10 @@ class AssignedFilters(Mechanism):
             raise ValueError(f"every class must own a filter, but class {without[0]} owns none.")
         if not (mean.isfinite().all() and variance.isfinite().all()):
             raise ValueError("means and variances of the responses must be finite; look for NaN in the features.")
-        self.assignment.copy_(assignment)
+        self.owned.copy_(assignment)
         self.mean.copy_(mean)
         self.variance.copy_(variance)
-        self.assigned_from_data.fill_(True)
+        self.assigned_from_data.fill_(1)
         _read_assignment(self)
 
     def responses(self, features: Tensor, head: Head) -> Tensor:
@@ -263,7 +268,7 @@ class AssignedFilters(Mechanism):
     def gated_logits(self, features: Tensor, targets: Tensor | None, head: Head) -> Tensor:
         """Logits [batch, classes]: the mean evidence of a class's own filters, plus its bias."""
         evidence = self.evidence(features, head)
-        own = self.assignment.to(evidence.dtype)
+        own = self.owned.to(evidence.dtype)
         return F.linear(evidence, own / own.sum(dim=1, keepdim=True), self.bias.to(evidence.dtype))
 
     def losses(self, features: Tensor, targets: Tensor | None, head: Head) -> dict[str, Tensor]:
@@ -304,7 +309,7 @@ class AssignedFilters(Mechanism):
 
     def class_filter_matrix(self) -> Tensor:
         """The assignment [classes, filters], zeros and ones."""
-        return self.assignment.to(self.scale.dtype)
+        return self.owned.to(self.scale.dtype)
 
 
 def blind_assignment(num_classes: int, num_filters: int, filters_per_class: int | None = None) -> Tensor:
