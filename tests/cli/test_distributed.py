@@ -105,7 +105,7 @@ def runs(tmp_path_factory):
     found = {}
     for count in COUNTS:
         folder = tmp_path_factory.mktemp(f"processes{count}")
-        options = "--recipe paper joint --model test_convnext --img-size 32 --batch-size 240 --epochs 2 --lr 0.02"
+        options = "--recipe paper --model test_convnext --img-size 32 --batch-size 240 --epochs 4 --lr 0.02"
         schedule = "--paths alternating --path-unit step --no-aug --device cpu"
         recorder = str(Path(__file__).with_name("recorded_train.py"))
         command = [recorder, str(folder), "train", "--output", str(folder / "run"), *options.split(), *schedule.split()]
