@@ -68,7 +68,7 @@ def from_pretrained(
         >>> from_pretrained(f"local-dir:{folder}").mechanism.class_filter_matrix().shape
         torch.Size([10, 96])
     """
-    repo_id, revision = _parse_name(name, revision)
+    repo_id, revision = parse_name(name, revision)
     if repo_id is None:
         return load_directory(Path(str(name).removeprefix("local-dir:")))
     options = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
@@ -90,8 +90,13 @@ def from_pretrained(
     return model
 
 
-def _parse_name(name: str | os.PathLike[str], revision: str | None) -> tuple[str | None, str | None]:
-    """Repository and revision, or None for a folder."""
+def parse_name(name: str | os.PathLike[str], revision: str | None) -> tuple[str | None, str | None]:
+    """Repository and revision, or None for a folder.
+
+    Raises:
+        CheckpointError: If it is neither a folder nor a name for a repository.
+        ValueError: If a folder has a revision, or there are two.
+    """
     text = str(name)
     prefix = next((prefix for prefix in ("hf-hub:", "hf_hub:") if text.startswith(prefix)), "")
     is_folder = (

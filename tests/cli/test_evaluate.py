@@ -284,6 +284,15 @@ def test_without_data_the_images_have_to_be_named(checkpoints):
         evaluate(checkpoints)
 
 
+def test_without_data_a_missing_checkpoint_is_named_first(checkpoints, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for missing in ("nowhere", f"local-dir:{tmp_path}/nowhere", f"{tmp_path}/nowhere", f"{tmp_path}/empty"):
+        with pytest.raises(timm_csg.CheckpointError, match=f"no checkpoint at .*{missing[-5:]}"):
+            evaluate([*checkpoints, missing])
+    with pytest.raises(ValueError, match="name the images with --data"):
+        evaluate(["user/repository"])
+
+
 def test_a_run_stands_for_all_its_models(checkpoints, tmp_path):
     from timm_csg.cli.settings import TrainSettings
 

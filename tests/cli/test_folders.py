@@ -79,9 +79,10 @@ def test_a_link_to_a_folder_above_is_left_out_and_others_are_followed(tmp_path):
     fill(tmp_path / "data" / "cat")
     fill(tmp_path / "elsewhere")
     (tmp_path / "data" / "cat" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "itself").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "dog").symlink_to(tmp_path / "elsewhere")
     found = PictureFolder(tmp_path / "data")
-    assert (list(found.class_to_idx), len(found)) == (["cat", "dog"], 8)
+    assert (list(found.class_to_idx), len(found), found.empty) == (["cat", "dog"], 8, [])
 
 
 def test_names_are_text_that_every_place_can_hold(tmp_path):

@@ -26,7 +26,7 @@ from timm_csg.cli.images import CheckedImages, image_mode
 from timm_csg.cli.options import DATA_OPTIONS
 from timm_csg.cli.settings import DIGITS, TrainSettings, settings_of_run
 from timm_csg.cli.spelling import did_you_mean
-from timm_csg.hub import from_pretrained
+from timm_csg.hub import from_pretrained, parse_name
 from timm_csg.hub_errors import HubError, explained
 from timm_csg.labels import class_names
 from timm_csg.manifest import CONFIG, CheckpointError, NoMechanismError, short
@@ -150,6 +150,18 @@ def _load(checkpoint: str, folder: Path | None) -> nn.Module:
             raise
         prefix = "" if checkpoint.startswith(("hf-hub:", "hf_hub:")) else "hf-hub:"
         return _timm_model(f"{prefix}{checkpoint}" if folder is None else f"local-dir:{folder}")
+
+
+def check_local(checkpoint: str) -> None:
+    """Load a checkpoint that no download can provide, for the error where it is missing or damaged.
+
+    Raises:
+        CheckpointError: If it is a folder without a readable model, or neither a folder nor a name for one.
+    """
+    if "/" not in checkpoint and is_model(checkpoint.partition(".")[0]):
+        return
+    if checkpoint_folder(checkpoint) is not None or parse_name(checkpoint, None)[0] is None:
+        load_model(checkpoint)
 
 
 def folder_spelled_alike(checkpoint: str) -> str:

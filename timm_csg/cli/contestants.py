@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from timm_csg.cli.checkpoint_data import run_settings, settings_of
+from timm_csg.cli.checkpoint_data import check_local, run_settings, settings_of
 from timm_csg.cli.settings import TrainSettings, settings_of_run
 from timm_csg.manifest import CONFIG
 
@@ -52,7 +52,9 @@ def settings_for(named: dict[str, str], data_options: dict[str, Any]) -> dict[st
     """The settings of each checkpoint: its run's, with the options over them; all must name the same data.
 
     Raises:
-        ValueError: If the checkpoints come from runs on different data and no option says which to take.
+        ValueError: If the checkpoints come from runs on different data, or none from a run, and no option says which
+            to take.
+        CheckpointError: If there is no such checkpoint, which then is the first thing to say.
     """
     trained = {label: run_settings(checkpoint) for label, checkpoint in named.items()}
     names = ("data", "data_dir", "val_split", "val_fraction", "val_seed")
@@ -64,6 +66,8 @@ def settings_for(named: dict[str, str], data_options: dict[str, Any]) -> dict[st
                 f"the checkpoints were trained on different data or parts of it ({listed}); choose with --data."
             )
         if not where:
+            for checkpoint in named.values():
+                check_local(checkpoint)
             raise ValueError("the checkpoints do not say what they were trained on; name the images with --data.")
         known = dict(zip(names, next(iter(where)), strict=True))
         data_options = {name: value for name, value in known.items() if value is not None} | data_options

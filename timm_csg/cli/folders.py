@@ -150,7 +150,7 @@ class PictureFolder:
         self.samples = sorted(samples, key=lambda sample: natural_key(sample[0]))
         used = {folder.parts[0] for folder in found.pictures}
         beside = [path.name for path in root.iterdir() if path.is_dir() and path.name not in used]
-        self.empty = sorted(shown(name) for name in beside if name[0] not in "._")
+        self.empty = sorted(shown(name) for name in _visible(root, beside, Path(), Found()) if name[0] != "_")
 
     def __len__(self) -> int:
         return len(self.samples)
