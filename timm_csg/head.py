@@ -171,9 +171,13 @@ def effective_weight(classifier: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def is_plain_layer(classifier: Any) -> bool:
-    """Whether a linear classifier's function is that of its ``weight`` and ``bias``, which can be changed in place."""
+    """Whether a linear classifier's function is that of its ``weight`` and ``bias``, which can be changed in place.
+
+    Its shards after a step count where ``fully_shard`` gathers it with the model, not where the layer's own hooks do.
+    """
     weight = getattr(classifier, "_parameters", {}).get("weight")
-    wraps = hasattr(weight, "__tensor_flatten__")  # a sharded or quantised tensor
+    is_shard = hasattr(weight, "full_tensor") and not classifier._forward_pre_hooks
+    wraps = hasattr(weight, "__tensor_flatten__") and not is_shard  # a quantised tensor, or one that hooks gather
     return type(classifier).forward in _PLAIN_FORWARDS and isinstance(weight, Tensor) and not wraps
 
 

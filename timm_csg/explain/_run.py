@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from timm_csg.checks import check_choice
 from timm_csg.mechanisms.base import Mechanism
+from timm_csg.metrics._model import check_whole
 from timm_csg.model import is_differentiated
 from timm_csg.stage import check_supported, is_channels_last
 
@@ -23,7 +24,7 @@ def unwrap(model: nn.Module) -> Any:
     """The timm model inside ``torch.compile``, DistributedDataParallel or DataParallel; explanations run that one.
 
     Raises:
-        TypeError, ValueError: If what is inside is not a timm classifier with one feature tensor.
+        TypeError, ValueError: If what is inside is not a timm classifier with one feature tensor, or is sharded.
     """
     inner: Any = model
     while True:
@@ -35,6 +36,7 @@ def unwrap(model: nn.Module) -> Any:
             break
     if getattr(inner, "_compiled_call_impl", None) is None:  # model.compile() in place: the model is its own original
         check_supported(inner)
+    check_whole(inner)
     return inner
 
 

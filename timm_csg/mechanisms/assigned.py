@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_csg.checks import check_fraction
-from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, register_mechanism
+from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, register_mechanism, sharded_like
 from timm_csg.mechanisms.targets import is_soft, target_rows
 
 _logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def mask_classifier_(weight: Tensor, assignment: Tensor) -> Tensor:
     """Set a classifier's weights on filters that a class does not own to 0, in place.
 
     Args:
-        weight: Classifier weight [classes, filters], changed in place.
+        weight: Classifier weight [classes, filters], changed in place; also the shards of ``fully_shard``.
         assignment: Whether a class owns a filter, bool [classes, filters].
 
     Returns:
@@ -153,7 +153,7 @@ def mask_classifier_(weight: Tensor, assignment: Tensor) -> Tensor:
         tensor([[1., 0.],
                 [0., 1.]])
     """
-    return weight.masked_fill_(~assignment, 0)
+    return weight.masked_fill_(sharded_like(~assignment, weight), 0)
 
 
 @register_mechanism("assigned", AssignedConfig)

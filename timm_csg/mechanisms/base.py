@@ -47,12 +47,26 @@ class Head(NamedTuple):
             ValueError: If there is none, or it is not the classifier's own.
         """
         if self.weight is None or not self.is_plain:
-            why = "it is more than its weight (LoRA, pruning, weight norm)" if self.weight is not None else "has none"
+            why = (
+                "it is more than its weight (LoRA, pruning, weight norm, its own fully_shard)"
+                if self.weight is not None
+                else "has none"
+            )
             raise ValueError(
                 f"the classifier's weight cannot be set, because {why}; merge or remove what was put on it, or "
                 "differentiate with mask_classifier=False."
             )
         return self.weight
+
+
+def sharded_like(whole: Tensor, other: Any) -> Tensor:
+    """A tensor that all processes have, cut into shards as ``fully_shard`` has cut another; the same if it has not."""
+    if not hasattr(other, "full_tensor"):
+        return whole
+    from torch.distributed.tensor import DTensor  # not in every build of torch
+
+    shards: Tensor = DTensor.from_local(whole, other.device_mesh).redistribute(placements=other.placements)
+    return shards
 
 
 @dataclass(frozen=True, kw_only=True)

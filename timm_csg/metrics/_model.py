@@ -18,9 +18,24 @@ def is_channels_last(model: nn.Module) -> bool:
 _LOUD = 1024.0  # a response whose part of the logits is large beside the bias: half precision keeps its digits
 
 
+def check_whole(model: nn.Module) -> None:
+    """Raise if a model is sharded: what runs its stage and its head one by one passes by the hooks that gather it.
+
+    Raises:
+        ValueError: With the way to a whole model.
+    """
+    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        raise ValueError(
+            f"{type(model).__name__} is sharded by fully_shard, but metrics, explanations and the assignment of "
+            "filters need a whole model; assign before sharding, and measure or explain what save_pretrained (in every "
+            "process) and from_pretrained make of it."
+        )
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, and every module back in its own mode afterwards."""
+    """Put a model in eval mode, and every module back in its own mode afterwards; as ``check_whole``."""
+    check_whole(model)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
