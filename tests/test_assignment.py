@@ -150,6 +150,21 @@ def test_fewer_filters_than_classes_give_each_class_five_and_a_code_of_its_own()
     assert len({tuple(row) for row in found.tolist()}) == 100
 
 
+def test_many_classes_are_assigned_in_parts_as_well_spread(monkeypatch):
+    correlations = torch.rand(100, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    whole = assign(correlations)
+    monkeypatch.setattr("timm_csg.assignment.CLASSES_AT_A_TIME", 30)
+    found = assign(correlations)
+    assert (found.sum(dim=1) == 5).all()
+    assert found.sum(dim=0).max() == 8
+    assert correlations[whole].mean() > correlations[found].mean() > 0.9 * correlations[whole].mean()
+
+
+def test_sums_of_as_many_classes_as_a_face_data_set_has_fit_in_memory():
+    sums = ResponseSums.of(torch.ones(2, 8), torch.tensor([0, 85_741]), 85_742)
+    assert sums.product.sum(dim=1).nonzero()[:, 0].tolist() == [0, 85_741]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_correlations_that_are_not_finite_are_refused(value):
     with pytest.raises(ValueError, match="correlations must be finite; look for NaN"):
@@ -315,6 +330,31 @@ def test_responses_that_are_not_finite_are_named_and_nothing_is_assigned(make_mo
     with pytest.raises(ValueError, match=r"responses of 1 filters \(the first: \[7\]\) are not finite"):
         assign_filters(model, batches(*coloured()))
     assert model.mechanism.is_blind
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ({"image": torch.rand(2, 3, 64, 64), "label": torch.arange(2)}, "but yields dict; for dictionaries pass"),
+        (torch.rand(2, 3, 64, 64), "but yields Tensor;"),
+        ((torch.rand(2, 3, 64, 64), ["a", "b"]), "but yields Tensor and list;"),
+        (
+            (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.arange(2)),
+            r"normalised as in training, .* torch\.uint8",
+        ),
+    ],
+)
+def test_batches_of_other_kinds_are_refused_by_all_that_read_a_loader(make_model, batch, words):
+    model = timm_csg.differentiate(make_model())
+    uses = [
+        lambda: assign_filters(model, [batch]),
+        lambda: timm_csg.adapt(model, [batch]),
+        lambda: timm_csg.metrics.collect(model, [batch]),
+        lambda: timm_csg.metrics.ablate(model, [batch], torch.arange(96) % 5, 5),
+    ]
+    for use in uses:
+        with pytest.raises(TypeError, match=words):
+            use()
 
 
 def test_empty_loader_is_refused(make_model):

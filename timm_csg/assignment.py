@@ -12,11 +12,13 @@ from timm.utils.model import unwrap_model
 from torch import Tensor, nn
 
 from timm_csg.mechanisms.assigned import SHARED_FILTERS, AssignedFilters
-from timm_csg.metrics._model import evaluating, seen_features
+from timm_csg.metrics._model import checked_batches, evaluating, seen_features
 from timm_csg.model import DifferentiatedModel
 from timm_csg.responses import ResponseSums, correlation
 
 _logger = logging.getLogger(__name__)
+CLASSES_AT_A_TIME = 4096
+"""Most classes for which filters to share are found at once; the time and memory of all together grow faster."""
 
 
 def assign(correlations: Tensor, filters_per_class: int | None = None) -> Tensor:
@@ -24,7 +26,8 @@ def assign(correlations: Tensor, filters_per_class: int | None = None) -> Tensor
 
     With enough filters each serves one class; the linear assignment problem is solved exactly (SciPy's
     ``linear_sum_assignment``). With too few, every class gets ``filters_per_class`` filters in as many rounds, each
-    solved exactly, in which filters are shared by as few classes as possible.
+    solved exactly, in which filters are shared by as few classes as possible; ``CLASSES_AT_A_TIME`` classes after each
+    other where there are more.
 
     Args:
         correlations: [classes, filters].
@@ -69,12 +72,13 @@ def _shared(gains: Tensor, filters_per_class: int) -> Tensor:
     num_classes, num_filters = gains.shape
     assignment = torch.zeros(num_classes, num_filters, dtype=torch.bool)
     for done in range(filters_per_class):
-        # Filters with room: so many classes that all places together just suffice.
-        most = -(-(done + 1) * num_classes // num_filters)
-        room = (most - assignment.sum(dim=0)).clamp(min=0)
-        places = torch.arange(num_filters).repeat_interleave(room)
-        rows, columns = _solve(gains.masked_fill(assignment, -1e6)[:, places])
-        assignment[rows, places[columns]] = True
+        for part in torch.arange(num_classes).chunk(-(-num_classes // CLASSES_AT_A_TIME)):
+            # Filters with room: so many classes that all places together just suffice.
+            most = -(-(done * num_classes + int(part[-1]) + 1) // num_filters)
+            room = (most - assignment.sum(dim=0)).clamp(min=0)
+            places = torch.arange(num_filters).repeat_interleave(room)
+            rows, columns = _solve(gains[part].masked_fill(assignment[part], -1e6)[:, places])
+            assignment[part[rows], places[columns]] = True
     return assignment
 
 
@@ -207,7 +211,7 @@ def features_of(
     """
     device = next(model.parameters()).device
     with evaluating(model):
-        for images, targets in loader:
+        for images, targets in checked_batches(loader):
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
                 yield seen_features(model, images.to(device, non_blocking=True)), targets.to(device)
             if progress is not None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from timm_csg.mechanisms.targets import target_rows
+from timm_csg.mechanisms.targets import class_rows
 
 
 class ResponseSums(NamedTuple):
@@ -39,7 +39,7 @@ class ResponseSums(NamedTuple):
             num_classes: Classes.
         """
         responses = responses.to(torch.float64 if responses.device.type != "mps" else torch.float32)
-        rows = target_rows(torch.eye(num_classes).to(responses), targets)
+        rows = class_rows(targets, num_classes, responses.dtype)
         count = responses.new_tensor(len(responses))
         return cls(
             count, responses.sum(0), responses.square().sum(0), rows.sum(0), rows.square().sum(0), rows.T @ responses

@@ -10,7 +10,7 @@ from reference import csg as reference
 
 from timm_csg import ClassSpecificGate, CSGConfig
 from timm_csg.mechanisms.csg import project_gate_, sparsity_loss
-from timm_csg.mechanisms.targets import target_rows
+from timm_csg.mechanisms.targets import class_rows, target_rows
 
 ENTRIES = st.floats(-3, 3, width=32) | st.sampled_from([0.0, -0.0, 1.0, 1e-30, -1e-30, 1e30, float("nan")])
 
@@ -181,6 +181,12 @@ def test_soft_and_multi_hot_rows_may_share_a_batch():
     gate = torch.tensor([[1.0, 0.0], [0.5, 1.0]])
     targets = torch.tensor([[0.5, 0.5], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
     assert target_rows(gate, targets).tolist() == [[0.75, 0.5], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("targets", [[2, 0], [[0.5, 0.5, 0.0], [1.0, 0.0, 1.0]], [[1, 0, 1], [0, 0, 0]]])
+def test_rows_of_classes_are_those_of_the_unit_matrix(targets):
+    targets = torch.tensor(targets)
+    assert torch.equal(class_rows(targets, 3, torch.float64), target_rows(torch.eye(3).double(), targets))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from timm_csg.checks import check_choice, check_fraction
 from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, register_mechanism
-from timm_csg.mechanisms.targets import target_rows
+from timm_csg.mechanisms.targets import class_rows
 from timm_csg.mechanisms.templates import (
     centre_of_gravity,
     information_terms,
@@ -200,7 +200,7 @@ class InterpretableFilters(Mechanism):
             return {}
         with torch.autocast(features.device.type, enabled=False):
             maps = self.maps(features).float()
-            membership = target_rows(torch.eye(self.num_classes, device=maps.device, dtype=maps.dtype), targets)
+            membership = class_rows(targets, self.num_classes, maps.dtype)
             with torch.no_grad():
                 if self.training:
                     self._observe(maps, membership)

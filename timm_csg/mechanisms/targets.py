@@ -32,28 +32,30 @@ def target_rows(matrix: Tensor, targets: Tensor) -> Tensor:
         >>> target_rows(matrix, torch.tensor([[1, 1]]))
         tensor([[1., 1.]])
     """
-    num_classes = matrix.shape[0]
-    if not isinstance(targets, Tensor) or targets.is_complex():
-        raise TypeError(
-            f"targets must be a tensor of class indices, soft targets or multi-hot rows, but are {type(targets)}."
-        )
-    if targets.ndim == 1 and not targets.is_floating_point() and targets.dtype != torch.bool:
-        _check_indices(targets, num_classes)
+    if _are_indices(targets, len(matrix)):
         return F.embedding(targets.long(), matrix)
-    if targets.ndim != 2 or targets.shape[1] != num_classes:
-        raise ValueError(
-            f"targets must be integer class indices [batch] or rows [batch, {num_classes}], but are "
-            f"{str(targets.dtype).removeprefix('torch.')} of shape {list(targets.shape)}."
-        )
-    weights = targets.to(matrix.dtype)
+    weights, multi_hot = _checked_rows(targets, matrix.dtype)
     if not targets.is_floating_point():
-        _check_rows(weights, multi_hot=torch.ones_like(weights[:, 0], dtype=torch.bool))
         return _strongest_row(matrix, weights)
-    multi_hot = (weights.sum(dim=1) - 1).abs() > 1e-2
-    _check_rows(weights, multi_hot)
     if _can_look(targets) and not multi_hot.any():
         return weights @ matrix
     return torch.where(multi_hot[:, None], _strongest_row(matrix, weights), weights @ matrix)
+
+
+def class_rows(targets: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """Targets of any kind as rows [batch, classes]: ``target_rows`` of the unit matrix, which is never made.
+
+    Raises:
+        TypeError, ValueError: As ``target_rows``.
+
+    Example:
+        >>> class_rows(torch.tensor([1, 0]), 3, torch.float32)
+        tensor([[0., 1., 0.],
+                [1., 0., 0.]])
+    """
+    if _are_indices(targets, num_classes):
+        return (targets[:, None] == torch.arange(num_classes, device=targets.device)).to(dtype)
+    return _checked_rows(targets, dtype)[0]
 
 
 def is_soft(targets: Tensor) -> bool:
@@ -68,6 +70,34 @@ def is_soft(targets: Tensor) -> bool:
     if targets.ndim != 2 or not targets.is_floating_point():
         return False
     return not _can_look(targets) or bool(((targets.sum(dim=1) - 1).abs() <= 1e-2).all())
+
+
+def _are_indices(targets: Tensor, num_classes: int) -> bool:
+    """Whether targets are class indices, in range as far as can be seen, and not rows [batch, classes]."""
+    if not isinstance(targets, Tensor) or targets.is_complex():
+        raise TypeError(
+            f"targets must be a tensor of class indices, soft targets or multi-hot rows, but are {type(targets)}."
+        )
+    if targets.ndim == 1 and not targets.is_floating_point() and targets.dtype != torch.bool:
+        _check_indices(targets, num_classes)
+        return True
+    if targets.ndim != 2 or targets.shape[1] != num_classes:
+        raise ValueError(
+            f"targets must be integer class indices [batch] or rows [batch, {num_classes}], but are "
+            f"{str(targets.dtype).removeprefix('torch.')} of shape {list(targets.shape)}."
+        )
+    return False
+
+
+def _checked_rows(targets: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows of targets in a dtype, and which of them are multi-hot."""
+    weights = targets.to(dtype)
+    if targets.is_floating_point():
+        multi_hot = (weights.sum(dim=1) - 1).abs() > 1e-2
+    else:
+        multi_hot = torch.ones_like(weights[:, 0], dtype=torch.bool)
+    _check_rows(weights, multi_hot)
+    return weights, multi_hot
 
 
 def _check_indices(targets: Tensor, num_classes: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -43,6 +43,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def checked_batches(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of a loader, each checked.
+
+    Raises:
+        TypeError: If one is no pair of images and targets, or the images are not floating-point numbers.
+    """
+    for batch in loader:
+        is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+        if not is_pair or not all(isinstance(part, Tensor) for part in batch):
+            parts = batch if is_pair else [batch]
+            found = " and ".join(type(part).__name__ for part in parts)
+            raise TypeError(
+                f"the loader must yield two tensors, (images, targets), but yields {found}; for dictionaries pass "
+                "((batch['image'], batch['label']) for batch in loader), with their own keys."
+            )
+        images, targets = batch
+        if not images.is_floating_point():
+            raise TypeError(
+                f"the loader's images must be floating-point numbers, normalised as in training, but are "
+                f"{images.dtype}; see timm.data.create_transform."
+            )
+        yield images, targets
 
 
 def seen_features(model: nn.Module, images: Tensor) -> Tensor:

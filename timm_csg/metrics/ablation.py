@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from timm_csg.checks import whole
 from timm_csg.metrics._checks import check_features, check_rows, class_counts
-from timm_csg.metrics._model import LinearHead, evaluating, find_linear_head, is_channels_last, pooled_responses
+from timm_csg.metrics._model import (
+    LinearHead,
+    checked_batches,
+    evaluating,
+    find_linear_head,
+    is_channels_last,
+    pooled_responses,
+)
 from timm_csg.metrics.display import in_one_line
 
 _logger = logging.getLogger(__name__)
@@ -107,7 +114,7 @@ def ablate(
     kept = tally.kept.to(device)
     linear, is_first = None, True
     with evaluating(model):
-        for images, targets in loader:
+        for images, targets in checked_batches(loader):
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
                 features = timm_model.forward_features(images.to(device))
                 width = features.shape[1 if features.ndim == 4 and not is_channels_last(model) else -1]

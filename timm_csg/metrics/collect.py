@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from timm_csg.metrics._model import evaluating, is_channels_last
+from timm_csg.metrics._model import checked_batches, evaluating, is_channels_last
 from timm_csg.metrics._rows import RowFile, check_free, gather_rows, new_directory, open_rows
 from timm_csg.metrics.display import in_one_line
 
@@ -197,7 +197,7 @@ def _batches(
     """The columns of ``Activations`` for each batch, on the CPU."""
     timm_model: Any = model  # its methods are not in nn.Module's type
     device = next(model.parameters()).device
-    for images, targets in loader:
+    for images, targets in checked_batches(loader):
         if targets.ndim != 1 or targets.is_floating_point():
             raise ValueError(f"targets must be class indices [batch], but have shape {list(targets.shape)}.")
         images, targets = images.to(device, non_blocking=True), targets.to(device)

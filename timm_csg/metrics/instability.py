@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from timm_csg.metrics._model import evaluating, is_channels_last, seen_features
+from timm_csg.metrics._model import checked_batches, evaluating, is_channels_last, seen_features
 from timm_csg.metrics.display import in_one_line
 from timm_csg.metrics.fields import receptive_field
 
@@ -197,7 +197,7 @@ def collect_peaks(
     image_size: tuple[int, int] | None = None
     centres: Any = None
     with evaluating(model):
-        for images, targets in loader:
+        for images, targets in checked_batches(loader):
             size = (int(images.shape[2]), int(images.shape[3]))
             if image_size is None:
                 image_size, centres = size, receptive_field(model, size, channels=images.shape[1])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from timm_csg.metrics._model import evaluating, seen_maps
+from timm_csg.metrics._model import checked_batches, evaluating, seen_maps
 from timm_csg.metrics._regions import check_regions, region_masks
 from timm_csg.metrics.display import in_one_line
 from timm_csg.metrics.fields import ReceptiveField, effective_diameter, receptive_field
@@ -169,12 +169,12 @@ def part_interpretability(
     """
     device = next(model.parameters()).device
     with evaluating(model):
-        maps = (seen_maps(model, images.to(device)) for images, _ in loader)
+        maps = (seen_maps(model, images.to(device)) for images, _ in checked_batches(loader))
         thresholds = _thresholds(maps, share, len(parts))
         hits: dict[int, Tensor] = {}
         counts: dict[int, Tensor] = {}
         start, covered = 0, None
-        for images, targets in loader:
+        for images, targets in checked_batches(loader):
             size, stop = (int(images.shape[2]), int(images.shape[3])), start + len(images)
             check_regions(parts, stop, 3, size, "parts")
             if covered is None:

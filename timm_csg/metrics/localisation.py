@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_csg.metrics._model import evaluating, seen_maps
+from timm_csg.metrics._model import checked_batches, evaluating, seen_maps
 from timm_csg.metrics._regions import check_regions, overlap, region_masks
 from timm_csg.metrics.display import in_one_line
 
@@ -128,7 +128,7 @@ def per_image(scores: Tensor, targets: Tensor, seen: Tensor) -> Localisation:
 def batches(loader: Loader, objects: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Images, class indices and object masks."""
     start = 0
-    for images, targets in loader:
+    for images, targets in checked_batches(loader):
         stop, size = start + len(images), (int(images.shape[2]), int(images.shape[3]))
         check_regions(objects, stop, 2, size, "objects")
         yield images, targets.cpu().long(), region_masks(objects, slice(start, stop), *size)
