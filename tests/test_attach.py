@@ -166,6 +166,13 @@ def test_frozen_gate_is_refused_unless_it_is_meant(model, images, targets, caplo
     assert loop.progress.step == 1
 
 
+def test_all_frozen_parameters_of_a_mechanism_are_named(make_model):
+    assigned = timm_csg.differentiate(make_model())
+    assigned.mechanism.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"^mechanism\.scale, mechanism\.bias are frozen and would never learn"):
+        make_loop(Joint()).attach(sgd(assigned.parameters()), assigned)
+
+
 def test_mechanism_that_is_frozen_in_part_trains_on(two, images, targets):
     two.mechanism.inner.requires_grad_(False)
     loop, optimizer = make_loop(Joint()), sgd(param_groups(two, lr=0.05))

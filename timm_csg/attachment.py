@@ -171,9 +171,9 @@ def check_optimizers(optimizers: Sequence[Optimizer], inner: Any, *, frozen: boo
     every, own = dict(inner.mechanism.named_parameters(prefix="mechanism")), _own(inner)
     if every and not own and not frozen:
         raise ValueError(
-            f"{', '.join(every)} is frozen and would never learn; call model.mechanism.requires_grad_(True) before "
-            "making the optimizer (peft freezes whatever it does not adapt), or attach(..., frozen=True) if it shall "
-            "stay as it is."
+            f"{', '.join(every)} {'is' if len(every) == 1 else 'are'} frozen and would never learn; call "
+            "model.mechanism.requires_grad_(True) before making the optimizer (peft freezes whatever it does not "
+            "adapt), or attach(..., frozen=True) if it shall stay as it is."
         )
     held, known = _held(optimizers), _ids(dict(inner.named_parameters()))
     missing = [name for name, parameter in own.items() if id(parameter) not in held]

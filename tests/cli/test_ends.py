@@ -95,7 +95,7 @@ def test_validation_images_that_cannot_be_measured_are_refused_before_training(p
     ("arguments", "said"),
     [
         (["--batch-size", "500"], "--batch-size 500 is more than the 8 training images"),
-        (["--aa", "bogus"], "--aa bogus"),
+        (["--aa", "bogus"], "--aa bogus or the like is wrong: Unknown AA policy bogus."),
         (["--model-kwargs", "block_sizes=3"], "--model"),
         (["--recipe", "standard", "icnn", "--option", "strength=-1"], "strength"),
         (["--model", "crossvit_9_240", "--img-size", "240"], ""),

@@ -118,6 +118,12 @@ def test_targets_are_the_predicted_class_unless_given(tiny_model, images, method
     assert torch.equal(method(tiny_model, images, 2), method(tiny_model, images, [2, 2, 2]))
 
 
+@pytest.mark.parametrize("targets", ["cat", ["cat", "dog", "cat"]])
+def test_names_as_targets_are_refused(tiny_model, images, targets):
+    with pytest.raises(TypeError, match=r"must be class indices, but are .*cat.*; pass the number of a class"):
+        gradient(tiny_model, images, targets)
+
+
 def test_images_of_a_batch_do_not_influence_each_other(tiny_model, images, targets):
     alone = torch.cat([guided_backprop(tiny_model, images[i : i + 1], targets[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(guided_backprop(tiny_model, images, targets), alone, rtol=1e-4, atol=1e-6)

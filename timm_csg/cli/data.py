@@ -127,7 +127,7 @@ def load_data(settings: TrainSettings, data_config: dict[str, Any], processes: P
     try:
         train_loader = create_loader(train, is_training=True, **common, **augmentation)
     except (AssertionError, KeyError, ValueError, TypeError) as error:  # timm checks its policies with assertions
-        raise ValueError(f"--aa {settings.aa} or another option of the augmentation is wrong: {error!r}") from error
+        raise ValueError(f"--aa {settings.aa} or the like is wrong: {str(error) or repr(error)}.") from error
     cropping = {"crop_pct": data_config["crop_pct"], "crop_mode": data_config["crop_mode"]}
     validation_loader = create_loader(validation, is_training=False, **cropping, **common)
     own_validation = validation_loader

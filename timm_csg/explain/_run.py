@@ -107,7 +107,12 @@ def class_indices(targets: Targets, logits: Tensor) -> Tensor:
     batch, num_classes = logits.shape
     if targets is None:
         return logits.detach().argmax(dim=1)
-    indices = torch.as_tensor(targets, device=logits.device)
+    try:
+        indices = torch.as_tensor(targets, device=logits.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"targets must be class indices, but are {targets!r}; pass the number of a class, counted from 0."
+        ) from error
     if indices.is_floating_point() or indices.dtype == torch.bool or indices.is_complex():
         raise TypeError(f"targets must be class indices, but are {indices.dtype}; pass targets.argmax(1) for one-hot.")
     indices = indices.long().expand(batch) if indices.ndim == 0 else indices.long()
