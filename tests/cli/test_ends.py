@@ -95,6 +95,12 @@ def test_validation_images_that_cannot_be_measured_are_refused_before_training(p
     ("arguments", "said"),
     [
         (["--batch-size", "500"], "--batch-size 500 is more than the 8 training images"),
+        (
+            ["--data", "cifar1000"],
+            "--data cifar1000 is no folder, and names that timm.data knows begin with torch/, hfds/",
+        ),
+        (["--data", "pets/nothere", "--data-dir", "."], "--data pets/nothere is no folder"),
+        (["--data", "torch/cifar10"], "--data torch/cifar10 needs --data-dir"),
         (["--aa", "bogus"], "--aa bogus or the like is wrong: Unknown AA policy bogus."),
         (["--model-kwargs", "block_sizes=3"], "--model"),
         (["--recipe", "standard", "icnn", "--option", "strength=-1"], "strength"),

@@ -18,7 +18,7 @@ from timm_csg import metrics
 from timm_csg.cli.distributed import GlobalBatches, Processes
 from timm_csg.cli.folders import PictureFolder
 from timm_csg.cli.images import CheckedImages, classes_by_name, image_mode, labels_by_name
-from timm_csg.cli.settings import DIGITS, TrainSettings
+from timm_csg.cli.settings import DIGITS, TrainSettings, check_data_name
 
 _logger = logging.getLogger(__name__)
 
@@ -225,16 +225,14 @@ def open_split(settings: TrainSettings, *, is_training: bool) -> Any:
     folder = settings.folder
     if folder is not None:
         if settings.val_fraction is not None:
-            return PictureFolder(
-                _undivided(folder, settings),
-                fraction=settings.val_fraction,
-                seed=settings.val_seed or 0,
-                is_training=is_training,
-            )
+            whole, seed = _undivided(folder, settings), settings.val_seed or 0
+            return PictureFolder(whole, fraction=settings.val_fraction, seed=seed, is_training=is_training)
         place = _folder_of_split(folder, split)
         if place.is_dir():
             return PictureFolder(place)
         name, root = "", str(place)
+    else:
+        check_data_name(settings)
     try:
         return create_dataset(
             name,

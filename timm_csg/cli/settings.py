@@ -15,6 +15,7 @@ STANDARD = "standard"
 DIGITS = "digits"
 REPORT = "report.html"
 RUN_SETTINGS = "settings.json"
+_DATA_KINDS = ("torch", "hfds", "hfids", "tfds", "wds")
 MACHINE_OPTIONS = ("data", "data_dir", "device", "workers")  # what may differ where a run is resumed
 
 
@@ -196,6 +197,23 @@ _LIMITS = {
     "high": ("at most", operator.le),
     "below": ("less than", operator.lt),
 }
+
+
+def check_data_name(settings: TrainSettings) -> None:
+    """Refuse data that is no folder and no name for timm, which would take the folder of ``--data-dir`` for it.
+
+    Raises:
+        ValueError: With the names that timm knows, or the option that is missing.
+    """
+    kind, is_named, _ = settings.data.partition("/")
+    if not is_named or kind.lower() not in _DATA_KINDS:
+        listed = ", ".join(f"{known}/" for known in _DATA_KINDS)
+        raise ValueError(
+            f"--data {settings.data} is no folder, and names that timm.data knows begin with {listed}; give "
+            f"{DIGITS}, a folder, or such a name."
+        )
+    if kind.lower() == "torch" and settings.data_dir is None:
+        raise ValueError(f"--data {settings.data} needs --data-dir, the folder that holds it or is to hold it.")
 
 
 def _check_range(option: str, value: Any, metadata: Mapping[str, Any]) -> None:
