@@ -248,6 +248,20 @@ def test_head_kind_does_not_depend_on_fresh_batch_norm_statistics():
     assert fresh.head_kind == trained.head_kind == "normed"
 
 
+def test_norm_behind_the_pre_logits_is_not_taken_for_one_before_them():
+    class LinearOfNorm(timm.models.ResNet):
+        """Pool → (pre-logits) → batch norm → linear; a fresh norm changes nothing, so that it could be overlooked."""
+
+        def forward_head(self, x, pre_logits=False):
+            x = self.global_pool(x)
+            return x if pre_logits else self.fc(self.head_norm(x))
+
+    model = timm.models.ResNet(timm.models.resnet.BasicBlock, [1, 1, 1, 1], channels=(8, 8, 8, 8), num_classes=5)
+    model.__class__ = LinearOfNorm
+    model.head_norm = nn.BatchNorm1d(8)
+    assert timm_csg.differentiate(model.eval()).head_kind == "pooled"
+
+
 # What differentiate leaves alone
 
 

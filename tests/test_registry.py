@@ -30,7 +30,7 @@ HEADS = {
     "test_byobnet": "linear",
     "convmixer_768_32": "linear",
     "test_convnext": "normed",
-    "cpubone_nano": "pooled",
+    "cpubone_nano": "map",
     "cspnext_tiny": "linear",
     "csatv2": "normed",
     "dla46x_c": "linear",

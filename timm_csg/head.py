@@ -119,16 +119,19 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 def _traits(model: Any, features: Tensor, row_of_map: Tensor, row: Tensor) -> HeadTraits:
     classifier = find_classifier(model)
-    is_exact = features.dtype in (torch.float32, torch.float64) and isinstance(getattr(classifier, "weight", 0), Tensor)
+    has_tensors = isinstance(getattr(classifier, "weight", None), Tensor | None)
+    is_exact = features.dtype in (torch.float32, torch.float64) and has_tensors
     tolerance = 1e-3 if is_exact else 5e-2  # a quantised layer's weight is no tensor
 
     def same(found: Tensor, expected: Tensor) -> bool:
         return bool((found - expected).abs().max() <= tolerance * (expected.abs().max() + 1e-6))
 
-    pooled = model.forward_head(features, pre_logits=True).flatten(1)
-    called: list[nn.Module] = []
-    with nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: called.append(module)):
-        logits = model.forward_head(features).flatten(1)
+    def run(**options: bool) -> tuple[Tensor, list[nn.Module]]:
+        called: list[nn.Module] = []
+        with nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: called.append(module)):
+            return model.forward_head(features, **options).flatten(1), called
+
+    (pooled, before), (logits, called) = run(pre_logits=True), run()
     # A fresh batch norm looks linear, and is not once its statistics have moved.
     own = set(classifier.modules()) if isinstance(classifier, nn.Module) else set()
     between = [module for module in called if module not in own and _has_own_state(module)]
@@ -139,7 +142,8 @@ def _traits(model: Any, features: Tensor, row_of_map: Tensor, row: Tensor) -> He
         gated = model.forward_head(features * row_of_map, pre_logits=True).flatten(1)
         if fits and not between and same(gated, pooled * row):
             return HeadTraits("linear", same(pooled, mean.flatten(1)))
-        if fits and between and all(isinstance(module, _NORMS) for module in between):
+        # Norms behind what pre_logits gives (LeViT's batch norm) are no part of ``pooled``.
+        if fits and between and all(isinstance(module, _NORMS) and module in before for module in between):
             return HeadTraits("normed")
     if features.ndim == 4 and same(model.forward_head(mean, pre_logits=True).flatten(1), pooled):
         return HeadTraits("pooled")
