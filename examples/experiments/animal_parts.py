@@ -41,14 +41,14 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args(arguments)
     torch.manual_seed(args.seed)
-    classes = 2 if args.one_class else 20
-    model = timm.create_model(args.weights, pretrained=":" in args.weights, num_classes=classes, output_stride=16)
+    model = timm.create_model(args.weights, pretrained=":" in args.weights, output_stride=16)
     model.pretrained_cfg.update(input_size=(3, SIZE, SIZE), crop_pct=1.0, crop_mode="squash")  # for who loads it later
-    torch.nn.init.zeros_(model.classifier.weight)
     field = receptive_field(model, SIZE)
     train, test = frozen_features(model, args.data, args.cache, objects=args.objects, validate=args.validate)
     if args.one_class:
         train, test = one_against_others(train, args.one_class), one_against_others(test, args.one_class)
+    model.reset_classifier(int(train.targets.max()) + 1)
+    torch.nn.init.zeros_(model.classifier.weight)
     recipe = RECIPES.get(args.recipe)
     if recipe:
         config = type(recipe.mechanism).from_dict(recipe.mechanism.to_dict() | args.option)
