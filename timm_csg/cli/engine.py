@@ -84,7 +84,7 @@ class Training(TrainingMixin):
             self.model = self.model.to(memory_format=torch.channels_last)
         if recipe is not None:
             self.schedule = recipe.schedule
-        self.assigns = is_differentiated(self.model) and has_assigned(self.model)
+        self.assigns = has_assigned(self.model)
         self.ema = _average(self.model, settings)
         self.optimizers = make_optimizers(self.model, settings, recipe)
         if recipe is not None:

@@ -191,7 +191,7 @@ def measure_ablation(subject: Subject) -> dict[str, Any]:
             judged = metrics.verdict(
                 subject.matrix, subject.seen.features, subject.seen.targets, accuracy=accuracy, removal=ablation
             )
-            result |= {"owners_trusted": judged.trusted, "verdict": judged.sentence, "verdict_advice": judged.advice}
+            result |= judged.as_metrics()
     result["other_classes"] = result.pop("other_classes_without_its_filters")  # the name of timm-csg train
     return result
 

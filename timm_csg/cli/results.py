@@ -87,7 +87,7 @@ def measure(training: Training, data: Data, standard_accuracy: float | None = No
             removal=ablation,
             standard_accuracy=standard_accuracy,
         )
-        result |= {"owners_trusted": judged.trusted, "verdict": judged.sentence, "verdict_advice": judged.advice}
+        result |= judged.as_metrics()
     return Measured(result, mutual, None if gate is None else matrix)
 
 

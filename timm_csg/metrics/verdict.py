@@ -67,6 +67,10 @@ class Verdict:
     shuffled_correlation: float
     shuffled_deviation: float
 
+    def as_metrics(self) -> dict[str, bool | str]:
+        """The entries of ``metrics.json`` and of the model card."""
+        return {"owners_trusted": self.trusted, "verdict": self.sentence, "verdict_advice": self.advice}
+
 
 class _Objection(NamedTuple):
     reason: str
