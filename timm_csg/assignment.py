@@ -11,6 +11,7 @@ import torch.distributed as dist
 from timm.utils.model import unwrap_model
 from torch import Tensor, nn
 
+from timm_csg.labels import class_names
 from timm_csg.mechanisms.assigned import SHARED_FILTERS, AssignedFilters
 from timm_csg.metrics._model import checked_batches, evaluating, seen_features
 from timm_csg.model import DifferentiatedModel
@@ -170,10 +171,10 @@ def use_sums(model: DifferentiatedModel, mechanism: AssignedFilters, sums: Respo
             f"the responses of {len(bad)} filters (the first: {bad[:1]}) are not finite, so the model's outputs cannot "
             "be either; check its weights, or leave out AMP."
         )
-    names = getattr(model, "pretrained_cfg", {}).get("label_names") or ()
     empty = (sums.target == 0).nonzero()[:, 0].tolist()
     if empty:
-        named = [str(names[index]) if len(names) == len(sums.target) else str(index) for index in empty]
+        names = class_names(model) or range(len(sums.target))
+        named = [str(names[index]) for index in empty]
         raise ValueError(
             f"every class needs pictures, but {len(empty)} of {len(sums.target)} have none ({', '.join(named[:5])}); "
             "give pictures of these, or differentiate with fewer classes."
