@@ -46,8 +46,8 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def resnet20_cifar(pretrained: bool = False, **kwargs) -> ResNet:
     """ResNet20: 3 blocks in each of 3 stages of 16, 32 and 64 filters."""
-    settings = {"block": BasicBlock, "layers": (3, 3, 3), "channels": (16, 32, 64)}
-    return build_model_with_cfg(CifarResNet, "resnet20_cifar", pretrained, **settings, **kwargs)
+    settings = {"block": BasicBlock, "layers": (3, 3, 3), "channels": (16, 32, 64)} | kwargs
+    return build_model_with_cfg(CifarResNet, "resnet20_cifar", pretrained, **settings)
 
 
 def load_cifar(path: str, split: str) -> tuple[Tensor, Tensor]:
@@ -60,24 +60,28 @@ def load_cifar(path: str, split: str) -> tuple[Tensor, Tensor]:
 
 
 class Batches:
-    """Batches of images in memory, shuffled, cropped (4 pixels of padding) and flipped where ``is_training``."""
+    """Batches of images in memory, shuffled, cropped (4 pixels of padding) and flipped where ``is_training``.
+
+    Everything happens on the device of the images.
+    """
 
     def __init__(self, images: Tensor, targets: Tensor, batch_size: int, *, is_training: bool) -> None:
-        cfg = default_cfgs["resnet20_cifar"].default
-        self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in (cfg.mean, cfg.std))
+        cfg, device = default_cfgs["resnet20_cifar"].default, images.device
+        self.mean, self.std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (cfg.mean, cfg.std))
         self.images, self.targets, self.batch_size, self.is_training = images, targets, batch_size, is_training
 
     def __len__(self) -> int:
         return len(self.images) // self.batch_size if self.is_training else -(-len(self.images) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.images)) if self.is_training else torch.arange(len(self.images))
-        for index in order.split(self.batch_size)[: len(self)]:
+        device = self.images.device
+        place = torch.randperm if self.is_training else torch.arange
+        for index in place(len(self.images), device=device).split(self.batch_size)[: len(self)]:
             images = (self.images[index].float() / 255 - self.mean) / self.std
             if self.is_training:
-                padded = nn.functional.pad(images, (4, 4, 4, 4))
-                row, column = torch.randint(0, 9, (2, len(images), 1)) + torch.arange(32)
-                images = padded[torch.arange(len(images))[:, None, None], :, row[:, :, None], column[:, None]]
-                images = images.permute(0, 3, 1, 2)
-                images = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images)
+                padded, count = nn.functional.pad(images, (4, 4, 4, 4)), len(images)
+                row, column = torch.randint(0, 9, (2, count, 1), device=device) + torch.arange(32, device=device)
+                number = torch.arange(count, device=device)[:, None, None]
+                images = padded[number, :, row[:, :, None], column[:, None]].permute(0, 3, 1, 2)
+                images = torch.where(torch.rand(count, 1, 1, 1, device=device) < 0.5, images.flip(3), images)
             yield images.contiguous(memory_format=torch.channels_last), self.targets[index]

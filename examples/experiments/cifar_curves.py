@@ -1,0 +1,206 @@
+"""CIFAR-10 or -100 at the papers' budgets: one training, its numbers over epochs, one JSON line for each measurement.
+
+python examples/experiments/cifar_curves.py --data cifar10.npz --budget authors --recipe paper --output curves.jsonl
+
+Budgets: ``authors`` (development code of Liang et al.: 150 epochs), ``again`` (an independent re-implementation: 200),
+``short`` (one cycle of 15 epochs, as examples/cifar10.py). Recipes: ``standard``, ``paper`` (the label gate in the
+epochs 1, 4, 7, ..., its penalty in all, projected after each step), ``again`` (gate from 1, penalty 0.1 above one class
+per filter, no projection, gated epochs 2, 5, 8, ...), ``assigned``, ``picnn``; ``--option`` changes their mechanism.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from cifar_resnet20 import Batches, load_cifar  # importing it registers resnet20_cifar
+
+import timm_csg
+from timm_csg import metrics
+from timm_csg.recipes import RECIPES
+
+
+class Budget(NamedTuple):
+    """How long and how fast; ``milestones`` are epochs at which the rate falls to a tenth, none: one cycle."""
+
+    epochs: int
+    batch_size: int
+    rate: float
+    weight_decay: float
+    nesterov: bool
+    milestones: tuple[int, ...] = ()
+
+
+BUDGETS = {
+    "authors": Budget(150, 256, 0.1, 1e-4, True, (60, 90, 120)),
+    "again": Budget(200, 128, 0.1, 1e-4, False, (100, 150)),
+    "short": Budget(15, 128, 0.2, 5e-4, True),
+}
+WIDTHS = {"resnet20": (16, 32, 64), "wide": (64, 128, 256)}
+LABEL_GATES = {  # mechanism, gated epochs (epoch % 3), whether the gate is projected
+    "paper": (timm_csg.CSGConfig(), 1, True),
+    "again": (timm_csg.CSGConfig(sparsity_weight=0.1, classes_per_filter=1.0, initial_gate=1.0), 2, False),
+}
+
+
+def main(arguments: list[str] | None = None) -> list[dict]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help=".npz of encoded pictures, see load_cifar")
+    parser.add_argument("--budget", default="authors", choices=BUDGETS)
+    parser.add_argument("--recipe", default="paper", choices=["standard", *LABEL_GATES, "assigned", "picnn"])
+    parser.add_argument("--option", type=json.loads, default={}, help="of the mechanism, as JSON")
+    parser.add_argument("--net", default="resnet20", choices=WIDTHS)
+    parser.add_argument("--epochs", type=int, help="other than the budget's; milestones are scaled")
+    parser.add_argument("--assign-at", type=int, default=0, help="epoch before which filters are assigned")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, help="use fewer for a quick look")
+    parser.add_argument("--hold-out", type=int, default=0, help="measure on so many training pictures instead")
+    parser.add_argument("--every", type=int, default=10, help="epochs between measurements")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, required=True, help="a .jsonl file that grows")
+    parser.add_argument("--save", type=Path, help="folder for the trained model")
+    args = parser.parse_args(arguments)
+
+    torch.manual_seed(args.seed)
+    images, targets = (part[: args.images].to(args.device) for part in load_cifar(args.data, "train"))
+    test = tuple(part[: args.images].to(args.device) for part in load_cifar(args.data, "test"))
+    if args.hold_out:
+        test = images[-args.hold_out :], targets[-args.hold_out :]
+        images, targets = images[: -args.hold_out], targets[: -args.hold_out]
+    run = Run(args, images, targets, Batches(*test, 500, is_training=False))
+    return run.train()
+
+
+class Run:
+    """One training: ``train`` is the loop."""
+
+    def __init__(self, args: argparse.Namespace, images: Tensor, targets: Tensor, test: Batches) -> None:
+        self.args, self.test, self.classes = args, test, int(targets.max()) + 1
+        self.budget = BUDGETS[args.budget]
+        self.epochs = args.epochs or self.budget.epochs
+        self.batches = Batches(images, targets, self.budget.batch_size, is_training=True)
+        self.pictures = Batches(images, targets, 500, is_training=False)
+        model = timm.create_model("resnet20_cifar", num_classes=self.classes, channels=WIDTHS[args.net])
+        self.loop, self.is_projected, self.gated_epoch = timm_csg.TrainingMixin(), True, None
+        gate_rate = None
+        if args.recipe in LABEL_GATES:
+            config, self.gated_epoch, self.is_projected = LABEL_GATES[args.recipe]
+            model = timm_csg.differentiate(model, self.classes, changed(config, args.option))
+        elif args.recipe != "standard":
+            recipe = RECIPES[args.recipe]
+            model = timm_csg.differentiate(model, self.classes, changed(recipe.mechanism, args.option))
+            self.loop.schedule, gate_rate = recipe.schedule, recipe.gate_lr
+        self.model = model.to(args.device, memory_format=torch.channels_last)
+        decay, rate = self.budget.weight_decay, self.budget.rate
+        is_short = not self.budget.milestones
+        groups = (
+            timm_csg.param_groups(model, lr=rate, gate_lr=gate_rate, weight_decay=decay)
+            if is_short or gate_rate
+            else [{"params": list(model.parameters()), "weight_decay": decay}]  # the authors': one group for all
+        )
+        self.optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=self.budget.nesterov)
+        self.scheduler = self.make_scheduler([group["lr"] for group in self.optimizer.param_groups])
+        self.assigned_at = args.assign_at if args.recipe == "assigned" else None
+
+    def make_scheduler(self, rates: list[float]) -> torch.optim.lr_scheduler.LRScheduler:
+        """Stepped after every batch."""
+        steps = len(self.batches)
+        if not self.budget.milestones:
+            total = self.epochs * steps
+            return torch.optim.lr_scheduler.OneCycleLR(
+                self.optimizer, rates, total, pct_start=0.25, cycle_momentum=False
+            )
+        milestones = [epoch * self.epochs * steps // self.budget.epochs for epoch in self.budget.milestones]
+        return torch.optim.lr_scheduler.MultiStepLR(self.optimizer, milestones)
+
+    def train(self) -> list[dict]:
+        rows, start = [], time.perf_counter()
+        for epoch in range(self.epochs):
+            if epoch == self.assigned_at:
+                timm_csg.assign_filters(self.model, self.pictures)
+            self.loop.set_epoch(epoch)
+            for images, targets in self.batches:
+                with torch.autocast(self.args.device, dtype=torch.bfloat16):
+                    loss = self.loss(epoch, images, targets)
+                loss.backward()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                self.scheduler.step()
+                if self.is_projected and (self.assigned_at is None or epoch >= self.assigned_at):
+                    timm_csg.is_differentiated(self.model) and self.model.project_()
+            if (epoch + 1) % self.args.every == 0 or epoch + 1 in (1, 2, 3, self.epochs - 1, self.epochs):
+                rows.append(self.row(epoch + 1, float(loss), time.perf_counter() - start))
+        if self.args.save:
+            if timm_csg.is_differentiated(self.model):
+                timm_csg.save_pretrained(self.model, self.args.save)
+            else:
+                timm_csg.checkpoint.save_plain(self.model, self.args.save)
+        return rows
+
+    def loss(self, epoch: int, images: Tensor, targets: Tensor) -> Tensor:
+        self.model.train()
+        if self.gated_epoch is not None:  # the label gate as the authors' code trains it
+            path = "gated" if epoch % 3 == self.gated_epoch else "standard"
+            outputs = self.model(images, targets, paths=(path,))
+            mechanism, logits = self.model.mechanism, getattr(outputs, path)
+            penalty = mechanism.losses(logits, targets, None)["sparsity"]
+            return F.cross_entropy(logits, targets) + mechanism.config.sparsity_weight * penalty
+        if not timm_csg.is_differentiated(self.model) or (self.assigned_at or 0) > epoch:
+            return F.cross_entropy(self.model(images), targets)
+        return self.loop.losses(self.model, images, targets, F.cross_entropy)["loss"]
+
+    @torch.no_grad()
+    def row(self, epoch: int, loss: float, seconds: float) -> dict:
+        names = ("budget", "recipe", "option", "net", "seed", "hold_out", "assign_at")
+        result = {name: getattr(self.args, name) for name in names}
+        result |= {"data": Path(self.args.data).stem, "epoch": epoch, "of": self.epochs, "loss": loss}
+        result |= {"rate": self.optimizer.param_groups[0]["lr"], "seconds": round(seconds)}
+        result |= measure(self.model.eval(), self.test, self.classes)
+        with self.args.output.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+        print(json.dumps(result), flush=True)
+        return result
+
+
+def changed(config: timm_csg.MechanismConfig, options: dict) -> timm_csg.MechanismConfig:
+    return type(config)(**(vars(config) | options))
+
+
+def measure(model: nn.Module, test: Batches, classes: int) -> dict:
+    """Numbers of the test pictures; without a gate, by mutual information."""
+    seen = metrics.collect(model, test)
+    targets = seen.targets
+    mutual = metrics.mutual_information(seen.features.to(test.images.device), targets, classes).cpu()
+    result = {"accuracy": metrics.accuracy(seen.logits, targets), "MIS": float(mutual.amax(dim=0).mean())}
+    result["purity"] = float(metrics.purity(seen.features, targets, classes, count=20).mean())
+    result["selectivity"] = float(metrics.class_selectivity(seen.features, targets, classes).mean())
+    owners = metrics.owners(mutual)
+    if timm_csg.is_differentiated(model):
+        gate = model.mechanism.class_filter_matrix().cpu()
+        is_binary = bool(((gate == 0) | (gate == 1)).all())
+        owners = gate > 0.5 if is_binary and float(gate.mean()) < 1 else metrics.owners(gate)
+        result |= {
+            "gated": metrics.accuracy(seen.gated_logits, targets),
+            "density": float(metrics.gate_density(gate)),
+            "classes_per_filter": float((gate > 0.5).float().sum(dim=0).mean()),
+            "agreement": float(metrics.owner_agreement(gate, mutual)),
+            "weight_on_owned": float(model.fc.weight[gate.to(model.fc.weight.device) > 0.5].abs().mean()),
+            "weight_on_others": float(model.fc.weight[gate.to(model.fc.weight.device) <= 0.5].abs().mean()),
+        }
+    removed = metrics.ablate(model, test, owners, classes)
+    return result | {"without": removed.own, "others": removed.others}
+
+
+if __name__ == "__main__":
+    main()
