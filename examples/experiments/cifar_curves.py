@@ -140,7 +140,7 @@ class Run:
                 if self.is_projected and (self.assigned_at is None or epoch >= self.assigned_at):
                     timm_csg.is_differentiated(self.model) and self.model.project_()
             if (epoch + 1) % self.args.every == 0 or epoch + 1 in (1, 2, 3, self.epochs - 1, self.epochs):
-                rows.append(self.row(epoch + 1, float(loss), time.perf_counter() - start))
+                rows.append(self.row(epoch + 1, float(loss.detach()), time.perf_counter() - start))
         if self.args.save:
             if timm_csg.is_differentiated(self.model):
                 timm_csg.save_pretrained(self.model, self.args.save)
