@@ -19,7 +19,8 @@ import torch
 import timm_csg
 from timm_csg.recipes import RECIPES
 
-MODEL, BATCH, SIZE = "resnet18", 32, 128
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+MODEL, BATCH, SIZE = ("resnet50", 128, 224) if DEVICE == "cuda" else ("resnet18", 32, 128)
 ASSIGNED = RECIPES["assigned"].mechanism
 
 
@@ -31,6 +32,8 @@ def paired_ratio(candidate, baseline, rounds):
         for run in (candidate, baseline) if index % 2 else (baseline, candidate):
             start = time.perf_counter()
             run()
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         ratios.append(times[0] / times[1] if index % 2 else times[1] / times[0])
     return statistics.median(ratios[1:])
@@ -53,10 +56,11 @@ def training_step(model, *targets_and_paths, targets, images):
     model.train()
 
     def step():
-        if differentiated:
-            loss = loop.losses(model, images, targets, criterion)["loss"]
-        else:
-            loss = criterion(model(images), targets)
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=DEVICE == "cuda"):
+            if differentiated:
+                loss = loop.losses(model, images, targets, criterion)["loss"]
+            else:
+                loss = criterion(model(images), targets)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -67,12 +71,13 @@ def training_step(model, *targets_and_paths, targets, images):
 @pytest.fixture
 def batch():
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(BATCH, 3, SIZE, SIZE, generator=generator), torch.arange(BATCH) % 10
+    images = torch.rand(BATCH, 3, SIZE, SIZE, generator=generator).contiguous(memory_format=torch.channels_last)
+    return images.to(DEVICE), (torch.arange(BATCH) % 10).to(DEVICE)
 
 
 @pytest.fixture
 def plain():
-    return timm.create_model(MODEL, num_classes=10)
+    return timm.create_model(MODEL, num_classes=10).to(DEVICE, memory_format=torch.channels_last)
 
 
 def test_eval_forward_standard_path_at_most_1_005(benchmark, plain, batch):
@@ -99,6 +104,20 @@ def test_training_step(benchmark, plain, batch, name, mechanism, schedule):
     candidate = training_step(model, schedule, images=batch[0], targets=batch[1])
     baseline = training_step(plain, images=batch[0], targets=batch[1])
     report(benchmark, f"training step, {name}", paired_ratio(candidate, baseline, rounds=20), candidate)
+
+
+def test_assign_filters_at_most_1_05_of_an_evaluation_pass(benchmark, plain, batch):
+    model = timm_csg.differentiate(copy.deepcopy(plain), 10, ASSIGNED).eval()
+    loader = [batch] * 4
+
+    def evaluate():
+        with torch.inference_mode():
+            for images, targets in loader:
+                (plain(images).argmax(dim=1) == targets).sum().item()
+
+    plain.eval()
+    ratio = paired_ratio(lambda: timm_csg.assign_filters(model, loader), evaluate, rounds=20)
+    report(benchmark, "assign_filters against an evaluation pass", ratio, evaluate)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "convnext_tiny", "efficientnet_b0", "vit_small_patch16_224"])
