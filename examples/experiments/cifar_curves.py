@@ -3,9 +3,10 @@
 python examples/experiments/cifar_curves.py --data cifar10.npz --budget authors --recipe paper --output curves.jsonl
 
 Budgets: ``authors`` (development code of Liang et al.: 150 epochs), ``again`` (an independent re-implementation: 200),
-``short`` (one cycle of 15 epochs, as examples/cifar10.py). Recipes: ``standard``, ``paper`` (the label gate in the
-epochs 1, 4, 7, ..., its penalty in all, projected after each step), ``again`` (gate from 1, penalty 0.1 above one class
-per filter, no projection, gated epochs 2, 5, 8, ...), ``assigned``, ``picnn``; ``--option`` changes their mechanism.
+``short`` (one cycle of 15 epochs, as examples/cifar10.py), ``tuned`` (5 epochs of the last stage of trained --weights).
+Recipes: ``standard``, ``paper`` (the label gate in the epochs 1, 4, 7, ..., its penalty in all, projected after each
+step), ``again`` (gate from 1, penalty 0.1 above one class per filter, no projection, gated epochs 2, 5, 8, ...),
+``assigned``, ``picnn``; ``--option`` changes their mechanism.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -46,6 +48,7 @@ BUDGETS = {
     "authors": Budget(150, 256, 0.1, 1e-4, True, (60, 90, 120)),
     "again": Budget(200, 128, 0.1, 1e-4, False, (100, 150)),
     "short": Budget(15, 128, 0.2, 5e-4, True),
+    "tuned": Budget(5, 128, 1e-3, 0.05, False),
 }
 WIDTHS = {"resnet20": (16, 32, 64), "wide": (64, 128, 256)}
 LABEL_GATES = {  # mechanism, gated epochs (epoch % 3), whether the gate is projected
@@ -61,6 +64,8 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     parser.add_argument("--recipe", default="paper", choices=["standard", *LABEL_GATES, "assigned", "picnn"])
     parser.add_argument("--option", type=json.loads, default={}, help="of the mechanism, as JSON")
     parser.add_argument("--net", default="resnet20", choices=WIDTHS)
+    parser.add_argument("--weights", type=Path, help="model.safetensors of a trained resnet20_cifar, for tuned")
+    parser.add_argument("--rate", type=float, help="other than the budget's")
     parser.add_argument("--epochs", type=int, help="other than the budget's; milestones are scaled")
     parser.add_argument("--assign-at", type=int, default=0, help="epoch before which filters are assigned")
     parser.add_argument("--seed", type=int, default=0)
@@ -87,11 +92,14 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, images: Tensor, targets: Tensor, test: Batches) -> None:
         self.args, self.test, self.classes = args, test, int(targets.max()) + 1
-        self.budget = BUDGETS[args.budget]
+        budget = BUDGETS[args.budget]
+        self.budget = budget._replace(rate=args.rate or budget.rate)
         self.epochs = args.epochs or self.budget.epochs
         self.batches = Batches(images, targets, self.budget.batch_size, is_training=True)
         self.pictures = Batches(images, targets, 500, is_training=False)
         model = timm.create_model("resnet20_cifar", num_classes=self.classes, channels=WIDTHS[args.net])
+        if args.weights:
+            model.load_state_dict(load_file(args.weights))
         self.loop, self.is_projected, self.gated_epoch = timm_csg.TrainingMixin(), True, None
         gate_rate = None
         if args.recipe in LABEL_GATES:
@@ -102,24 +110,29 @@ class Run:
             model = timm_csg.differentiate(model, self.classes, changed(recipe.mechanism, args.option))
             self.loop.schedule, gate_rate = recipe.schedule, recipe.gate_lr
         self.model = model.to(args.device, memory_format=torch.channels_last)
-        decay, rate = self.budget.weight_decay, self.budget.rate
-        is_short = not self.budget.milestones
-        groups = (
-            timm_csg.param_groups(model, lr=rate, gate_lr=gate_rate, weight_decay=decay)
-            if is_short or gate_rate
-            else [{"params": list(model.parameters()), "weight_decay": decay}]  # the authors': one group for all
-        )
-        self.optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=self.budget.nesterov)
+        self.optimizer = self.make_optimizer(gate_rate)
         self.scheduler = self.make_scheduler([group["lr"] for group in self.optimizer.param_groups])
         self.assigned_at = args.assign_at if args.recipe == "assigned" else None
+
+    def make_optimizer(self, gate_rate: float | None) -> torch.optim.Optimizer:
+        rate, decay = self.budget.rate, self.budget.weight_decay
+        if self.args.budget == "tuned":
+            timm_csg.freeze(self.model, "all-but-last-stage")
+            rates = {"lr": rate, "head_lr": 4 * rate, "gate_lr": 4 * rate}
+            return torch.optim.AdamW(timm_csg.param_groups(self.model, weight_decay=decay, **rates))
+        groups = [{"params": list(self.model.parameters()), "weight_decay": decay}]  # the authors': one for all
+        if gate_rate or not self.budget.milestones:
+            groups = timm_csg.param_groups(self.model, lr=rate, gate_lr=gate_rate, weight_decay=decay)
+        return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=self.budget.nesterov)
 
     def make_scheduler(self, rates: list[float]) -> torch.optim.lr_scheduler.LRScheduler:
         """Stepped after every batch."""
         steps = len(self.batches)
         if not self.budget.milestones:
             total = self.epochs * steps
+            warm = 0.15 if self.args.budget == "tuned" else 0.25
             return torch.optim.lr_scheduler.OneCycleLR(
-                self.optimizer, rates, total, pct_start=0.25, cycle_momentum=False
+                self.optimizer, rates, total, pct_start=warm, cycle_momentum=False
             )
         milestones = [epoch * self.epochs * steps // self.budget.epochs for epoch in self.budget.milestones]
         return torch.optim.lr_scheduler.MultiStepLR(self.optimizer, milestones)
