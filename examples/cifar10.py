@@ -15,7 +15,7 @@ import torch
 from cifar_resnet20 import Batches, load_cifar  # importing it registers resnet20_cifar
 
 import timm_csg
-from timm_csg import checkpoint, metrics
+from timm_csg import checkpoint, measuring, metrics
 from timm_csg.recipes import RECIPES
 
 
@@ -72,10 +72,10 @@ def main(arguments: list[str] | None = None) -> dict:
 
 def evaluate(model: torch.nn.Module, test: Batches) -> dict:
     """What docs/results.md reports, all on the test images and the ungated features."""
-    seen = metrics.collect(model, test)
+    seen = measuring.collect(model, test)
     mutual = metrics.mutual_information(seen.features, seen.targets, 10)
     gate = model.mechanism.class_filter_matrix() if timm_csg.is_differentiated(model) else None
-    removed = metrics.ablate(model, test, metrics.owners(mutual if gate is None else gate), 10)
+    removed = measuring.ablate(model, test, metrics.owners(mutual if gate is None else gate), 10)
     result = {"accuracy": metrics.accuracy(seen.logits, seen.targets)}
     result["mutual_information_score"] = float(metrics.mutual_information_score(mutual))
     result |= {"class_without_its_filters": removed.own, "other_classes": removed.others}

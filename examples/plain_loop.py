@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import timm_csg
-from timm_csg import metrics
+from timm_csg import measuring, metrics
 from timm_csg.recipes import RECIPES
 
 
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 
 def evaluate(model: torch.nn.Module, test: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    seen = metrics.collect(model, test)
+    seen = measuring.collect(model, test)
     mutual = metrics.mutual_information(seen.features, seen.targets, 10)
     return {
         "accuracy": metrics.accuracy(seen.logits, seen.targets),

@@ -349,8 +349,8 @@ def test_batches_of_other_kinds_are_refused_by_all_that_read_a_loader(make_model
     uses = [
         lambda: assign_filters(model, [batch]),
         lambda: timm_csg.adapt(model, [batch]),
-        lambda: timm_csg.metrics.collect(model, [batch]),
-        lambda: timm_csg.metrics.ablate(model, [batch], torch.arange(96) % 5, 5),
+        lambda: timm_csg.measuring.collect(model, [batch]),
+        lambda: timm_csg.measuring.ablate(model, [batch], torch.arange(96) % 5, 5),
     ]
     for use in uses:
         with pytest.raises(TypeError, match=words):

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from timm_csg import explain, metrics
+from timm_csg import explain, measuring, metrics
 from timm_csg.explain import explain_prediction
 
 
 def results():
     """Public named tuples and dataclasses that hold tensors."""
-    for package in (metrics, explain):
+    for package in (metrics, measuring, explain):
         for name in package.__all__:
             found = getattr(package, name)
             if isinstance(found, type) and (hasattr(found, "_fields") or dataclasses.is_dataclass(found)):

@@ -7,6 +7,7 @@ import pytest
 
 import timm_csg
 import timm_csg.explain
+import timm_csg.measuring
 import timm_csg.metrics
 import timm_csg.plots
 from timm_csg.cli import main
@@ -66,7 +67,7 @@ def test_linked_pages_and_pictures_are_named_with_their_right_place(page):
 def test_api_page_names_every_public_name():
     page = text("docs/api.md")
     named = set(re.findall(r"^(?:::: |      heading: )([\w.]+)$", page, re.MULTILINE))
-    for module in (timm_csg, timm_csg.explain, timm_csg.metrics, timm_csg.plots):
+    for module in (timm_csg, timm_csg.explain, timm_csg.measuring, timm_csg.metrics, timm_csg.plots):
         assert {f"{module.__name__}.{name}" for name in module.__all__} <= named
 
 

@@ -8,7 +8,18 @@ import timm
 import torch
 
 import timm_csg
-from timm_csg import Alternating, ChainConfig, CSGConfig, ICNNConfig, Joint, Progress, TrainingMixin, explain, metrics
+from timm_csg import (
+    Alternating,
+    ChainConfig,
+    CSGConfig,
+    ICNNConfig,
+    Joint,
+    Progress,
+    TrainingMixin,
+    explain,
+    measuring,
+    metrics,
+)
 from timm_csg.checks import check_fraction, plain_number, whole
 from timm_csg.integrations.timm_task import DifferentiationTask
 
@@ -81,7 +92,7 @@ def test_counts_of_explanations_and_metrics_may_be_numpys(make_model, images, ta
     assert len(explain.explain_prediction(model, images, top=three)[0].filters) == 3
     assert explain.strongest_images(model, [images], [0, 1], top=three).indices.shape == (2, 3)
     assert metrics.top_filters(torch.rand(5, 9), three).sum() == 15
-    assert metrics.receptive_field(make_model(), np.int64(64)).local
+    assert measuring.receptive_field(make_model(), np.int64(64)).local
     features = torch.rand(20, 2, dtype=torch.float64)
     found = metrics.mutual_information(features, torch.arange(20) % 2, neighbors=three)
     assert torch.equal(found, metrics.mutual_information(features, torch.arange(20) % 2, neighbors=3))

@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import timm_csg
-from timm_csg import explain, metrics
+from timm_csg import explain, measuring
 
 
 @pytest.fixture
@@ -60,8 +60,8 @@ def test_what_needs_a_whole_model_says_so(tiny_model, images, targets, mesh):
     fully_shard(model, mesh=mesh)
     loader = [(images, targets)]
     uses = [
-        lambda: metrics.collect(model, loader),
-        lambda: metrics.ablate(model, loader, torch.arange(96) % 5, 5),
+        lambda: measuring.collect(model, loader),
+        lambda: measuring.ablate(model, loader, torch.arange(96) % 5, 5),
         lambda: explain.grad_cam(model, images),
         lambda: explain.explain_prediction(model, images),
         lambda: timm_csg.assign_filters(model, loader),

@@ -10,6 +10,7 @@ from timm_csg.version import __version__
 
 if TYPE_CHECKING:
     from timm_csg import explain as explain
+    from timm_csg import measuring as measuring
     from timm_csg import metrics as metrics
     from timm_csg import plots as plots
     from timm_csg import recipes as recipes
@@ -86,7 +87,7 @@ __all__ = [
     "save_pretrained",
     "undifferentiate",
 ]
-_MODULES = ("explain", "metrics", "plots", "recipes")
+_MODULES = ("explain", "measuring", "metrics", "plots", "recipes")
 # The modules that the names above come from.
 _NAMES = {
     "adaptation": ("Adaptation", "adapt"),

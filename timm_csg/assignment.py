@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from timm_csg.labels import class_names
 from timm_csg.mechanisms.assigned import SHARED_FILTERS, AssignedFilters
-from timm_csg.metrics._model import checked_batches, evaluating, seen_features
 from timm_csg.model import DifferentiatedModel
 from timm_csg.responses import ResponseSums, correlation
+from timm_csg.running import checked_batches, evaluating
+from timm_csg.stage import seen_features
 
 _logger = logging.getLogger(__name__)
 CLASSES_AT_A_TIME = 4096

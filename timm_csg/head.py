@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -14,8 +12,10 @@ from torch import Tensor, nn
 
 from timm_csg.checks import whole
 from timm_csg.mechanisms.base import HeadKind
+from timm_csg.running import in_eval_mode
 from timm_csg.stage import is_channels_last
 
+_LOUD = 1024.0  # a response whose part of the logits is large beside the bias: half precision keeps its digits
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
 _PLAIN_FORWARDS = (nn.Linear.forward, nn.Conv2d.forward, CastingLinear.forward)
 _REFUSALS = (RuntimeError, ValueError, IndexError)  # of a head for tokens that is given a map, and the other way round
@@ -54,7 +54,7 @@ def probe_traits(model: Any, num_filters: int) -> HeadTraits:
     if parameter.device.type == "meta":
         return HeadTraits("map")
     generator = torch.Generator().manual_seed(0)
-    with _in_eval_mode(model):
+    with in_eval_mode(model):
         for shape in _small_shapes(model, num_filters):
             features = torch.rand(shape, generator=generator, device="cpu").to(parameter)
             channels_last = len(shape) == 3 or is_channels_last(model)
@@ -74,7 +74,7 @@ def check_logits(model: Any, num_filters: int) -> None:
         ValueError: If they have another shape; a head that takes no small map is left for the first batch to check.
     """
     parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
-    with _in_eval_mode(model):
+    with in_eval_mode(model):
         for shape in _small_shapes(model, num_filters):
             try:
                 logits = model.forward_head(torch.zeros(shape, device=parameter.device, dtype=parameter.dtype))
@@ -104,17 +104,6 @@ def check_shape(logits: Any, model: Any) -> None:
 def _small_shapes(model: Any, num_filters: int) -> tuple[tuple[int, ...], ...]:
     """Shapes of features to try a head on: a map, and tokens."""
     return (1, 7, 7, num_filters) if is_channels_last(model) else (1, num_filters, 7, 7), (1, 16, num_filters)
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _traits(model: Any, features: Tensor, row_of_map: Tensor, row: Tensor) -> HeadTraits:
@@ -196,3 +185,60 @@ def _inputs_of_linear(classifier: Any) -> int | None:
 def _has_own_state(module: nn.Module) -> bool:
     """Whether a module itself, its children aside, holds parameters or statistics."""
     return any(True for _ in chain(module.parameters(recurse=False), module.buffers(recurse=False)))
+
+
+class LinearHead(NamedTuple):
+    """A head whose logits are ``responses @ weight.T + bias``; float64 weight [classes, filters], bias [classes]."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def pooled_responses(model: Any, features: Tensor) -> Tensor:
+    """The responses that a linear head would add up [batch, filters]: mean over a map, the head's own over tokens."""
+    if features.ndim == 4:
+        return features.mean(dim=(1, 2) if is_channels_last(model) else (2, 3))
+    responses: Tensor = model.forward_head(features, pre_logits=True)
+    return responses
+
+
+@torch.no_grad()
+def find_linear_head(model: Any, features: Tensor) -> LinearHead | None:
+    """What each filter alone adds to the logits, if sums of it are what the head makes of these features; else None.
+
+    The head itself is asked, with every filter alone and with none, so a layer that does more than its ``weight`` says
+    (LoRA, pruning) is read right. Its answers with all filters and with every other one must be those sums.
+    """
+    if getattr(getattr(model, "mechanism", None), "acts_without_targets", False):
+        return None
+    parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    in_channels = features.ndim == 4 and not is_channels_last(model)
+    width = features.shape[1 if in_channels else -1]
+    some = torch.arange(width, device=features.device) % 2
+    positions = [1, 1] if features.ndim == 4 else [1 + int(getattr(model, "num_prefix_tokens", 0))]
+    alone = _LOUD * torch.eye(width + 1, width, device=features.device)  # the last row is zeros
+    alone = alone.view(width + 1, *(1 for _ in positions), width).expand(-1, *positions, -1)
+    features = features.to(parameter.dtype)
+    maps = alone.movedim(-1, 1) if in_channels else alone
+    cut = features * (some[:, None, None] if in_channels else some)
+    try:
+        with torch.autocast(parameter.device.type, enabled=False):
+            alone_logits, *found = (
+                _float64(model.forward_head(given.to(parameter.dtype))) for given in (maps, features, cut)
+            )
+            responses = _float64(pooled_responses(model, features))
+    except (RuntimeError, ValueError, IndexError):
+        return None  # a head that takes no single position
+    head = LinearHead((alone_logits[:-1] - alone_logits[-1]).T / _LOUD, alone_logits[-1])
+    tolerance = 1e-3 if parameter.dtype in (torch.float32, torch.float64) else 5e-2
+    sums = [given @ head.weight.T + head.bias for given in (responses, responses * some.to(responses.device))]
+    fits = all(
+        logits.shape == expected.shape and (logits - expected).abs().max() <= tolerance * (expected.abs().max() + 1e-6)
+        for logits, expected in zip(found, sums, strict=True)
+    )
+    return head if fits else None
+
+
+def _float64(values: Tensor) -> Tensor:
+    """On the CPU where the device has no such numbers."""
+    return (values.cpu() if values.device.type == "mps" else values).double()

@@ -153,6 +153,31 @@ def _grid(model: nn.Module, features: Tensor, layout: Layout) -> tuple[int, int]
     return None
 
 
+def seen_features(model: nn.Module, images: Tensor) -> Tensor:
+    """The features as the head sees them without a label: behind the mechanism, if that acts at inference (ICNN)."""
+    timm_model: Any = model  # its methods are not in nn.Module's type
+    features: Tensor = timm_model.forward_features(images)
+    mechanism = getattr(model, "mechanism", None)
+    if getattr(mechanism, "acts_without_targets", False):
+        features = timm_model.mechanism(features)
+    return features
+
+
+def seen_maps(model: nn.Module, images: Tensor) -> Tensor:
+    """The same as maps [batch, filters, height, width], whatever their layout.
+
+    Raises:
+        ValueError: If the features are no map.
+    """
+    features = seen_features(model, images)
+    if features.ndim != 4:
+        raise ValueError(
+            f"{type(model).__name__} has tokens instead of a feature map, so its filters have no location in the "
+            "image; use a model with a feature map (see find_stage(model).layout)."
+        )
+    return features.permute(0, 3, 1, 2) if is_channels_last(model) else features
+
+
 class _FakeCopies(TorchFunctionMode):
     """Copies tensors as fake ones, wherever a module keeps them: a cache, a pruned weight, what a hook left behind."""
 

@@ -8,7 +8,7 @@ import torch
 from animal_pictures import CROPS, RANDOM_CROP, RESIZE, Pictures, crop_objects, read_pictures
 from torch import Tensor, nn
 
-from timm_csg.metrics.landmarks import read_annotations
+from timm_csg.measuring.annotations import read_annotations
 
 
 @torch.no_grad()

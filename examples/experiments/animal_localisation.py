@@ -13,7 +13,7 @@ import torch
 from timm.data import create_dataset, create_transform
 
 import timm_csg
-from timm_csg import metrics
+from timm_csg import measuring, metrics
 
 
 def load(folder):
@@ -36,21 +36,21 @@ def measure(folder, arguments):
     size = (3, arguments.size, arguments.size)
     config = {key: model.pretrained_cfg[key] for key in ("mean", "std", "interpolation")}
     dataset.transform = create_transform(size, crop_mode="squash", crop_pct=1.0, **config)
-    marks = metrics.read_annotations(arguments.annotations).select(dataset.filenames()).to_input(dataset.transform)
+    marks = measuring.read_annotations(arguments.annotations).select(dataset.filenames()).to_input(dataset.transform)
     loader = torch.utils.data.DataLoader(dataset, batch_size=50)
     few = first_of_each_folder(dataset.filenames(), arguments.gradmap_images)
     few_loader = torch.utils.data.DataLoader(torch.utils.data.Subset(dataset, few), batch_size=20)
-    peaks, objects = metrics.collect_peaks(model, loader), marks.object_boxes()
+    peaks, objects = measuring.collect_peaks(model, loader), marks.object_boxes()
     instability = metrics.location_instability(peaks, marks.points)
     firing = metrics.location_instability(peaks, marks.points, drop_silent=True)
     middle = torch.full((len(peaks.targets), 1, 2), arguments.size / 2)  # a filter that always "fires" in the middle
     fixed = peaks._replace(strength=torch.ones(len(middle), 1), place=middle)
     found = {
         "whole_image": metrics.whole_image(objects, peaks.targets, size[1:]),
-        "cam": metrics.cam(model, loader, objects),
-        "activmap": metrics.activmap(model, loader, objects),
-        "activmap, positive": metrics.activmap(model, loader, objects, positive_only=True),
-        "gradmap": metrics.gradmap(model, few_loader, objects[few]),
+        "cam": measuring.cam_localisation(model, loader, objects),
+        "activmap": measuring.activmap(model, loader, objects),
+        "activmap, positive": measuring.activmap(model, loader, objects, positive_only=True),
+        "gradmap": measuring.gradmap(model, few_loader, objects[few]),
     }
     result = {name: {key: getattr(values, key) for key in values._fields} for name, values in found.items()}
     result["instability"] = {

@@ -21,7 +21,7 @@ from animal_training import train_last_stage
 
 import timm_csg
 from timm_csg import checkpoint
-from timm_csg.metrics.fields import receptive_field
+from timm_csg.measuring.fields import receptive_field
 from timm_csg.recipes import RECIPES
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from timm_csg.metrics.landmarks import Annotations
+from timm_csg.measuring.annotations import Annotations
 
 SIZE, CROPS = 160, 10
 RESIZE = v2.Resize((SIZE, SIZE), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)

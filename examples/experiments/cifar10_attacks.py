@@ -8,23 +8,23 @@ import torch
 from torch import nn
 
 import timm_csg
-from timm_csg import metrics
+from timm_csg import measuring, metrics
 
 ATTACKS = {
-    "FGSM 2": (metrics.fgsm, 2),
-    "FGSM 8": (metrics.fgsm, 8),
-    "PGD 1": (metrics.pgd, 1),
-    "PGD 4": (metrics.pgd, 4),
+    "FGSM 2": (measuring.fgsm, 2),
+    "FGSM 8": (measuring.fgsm, 8),
+    "PGD 1": (measuring.pgd, 1),
+    "PGD 4": (measuring.pgd, 4),
 }
 
 
 def measure_attacks(model: nn.Module, test: Iterable) -> dict[str, float]:
     """Accuracy under each attack (strength in grey levels of 255), and error rates of detectors on fooled images."""
     result: dict[str, float] = {}
-    clean = metrics.collect(model, test, gated_by="prediction")
+    clean = measuring.collect(model, test, gated_by="prediction")
     for name, (attack, levels) in ATTACKS.items():
         attacked = ((attack(model, images, targets, eps=levels / 255), targets) for images, targets in test)
-        seen = metrics.collect(model, attacked, gated_by="prediction")
+        seen = measuring.collect(model, attacked, gated_by="prediction")
         fooled = (clean.logits.argmax(1) == clean.targets) & (seen.logits.argmax(1) != seen.targets)
         result |= {
             f"{name}: accuracy": metrics.accuracy(seen.logits, seen.targets),

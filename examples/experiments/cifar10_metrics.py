@@ -17,7 +17,7 @@ from cifar_resnet20 import Batches, load_cifar  # importing it registers resnet2
 from safetensors.torch import load_file
 
 import timm_csg
-from timm_csg import metrics
+from timm_csg import measuring, metrics
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -61,7 +61,7 @@ def load(folder: Path):
 
 
 def measure(model, test: Batches) -> dict[str, float]:
-    seen = metrics.collect(model, test)
+    seen = measuring.collect(model, test)
     mutual = metrics.mutual_information(seen.features, seen.targets, 10)
     gate = model.mechanism.class_filter_matrix() if timm_csg.is_differentiated(model) else None
     matrix = mutual if gate is None else gate  # a plain model's filters belong to the class they tell most about
@@ -74,14 +74,14 @@ def measure(model, test: Batches) -> dict[str, float]:
         result |= {"gated accuracy": metrics.accuracy(seen.gated_logits, seen.targets), **gate_numbers(gate, mutual)}
     per_class = owners.bincount(minlength=10)
     result |= {"fewest filters of a class": int(per_class.min()), "most filters of a class": int(per_class.max())}
-    weight = metrics.stage_weight(model).weight
+    weight = measuring.stage_weight(model).weight
     similarities = metrics.weight_similarity(weight), metrics.activation_similarity(seen.features)
     for name, similarity in zip(("weights", "activations"), similarities, strict=True):
         summary = metrics.summarize_similarity(similarity, owners)
         result |= {f"similar {name}, one class": summary.within, f"similar {name}, across classes": summary.across}
     for name, filters in ("its filters", owners), (f"{len(mutual[0]) // 10} filters each", equal):
         for what, keep_only in (("without", False), ("with only", True)):
-            ablation = metrics.ablate(model, test, filters, 10, keep_only=keep_only)
+            ablation = measuring.ablate(model, test, filters, 10, keep_only=keep_only)
             result |= {f"class {what} {name}": ablation.own, f"others {what} {name}": ablation.others}
     return result
 

@@ -7,7 +7,7 @@ from frozen_animals import Animals
 from torch import nn
 
 import timm_csg
-from timm_csg import metrics
+from timm_csg import measuring, metrics
 
 
 @torch.no_grad()
@@ -17,7 +17,7 @@ def measure(model: nn.Module, animals: Animals, owners: torch.Tensor | None = No
     ``*_floor`` are the same of shuffled labels: what the number is for filters that know nothing.
     """
     classes, loader, targets = len(animals.classes), animals.measured(), animals.test_targets
-    seen = metrics.collect(model, loader)
+    seen = measuring.collect(model, loader)
     mutual = metrics.mutual_information(seen.features, targets, classes)
     result = {"accuracy": metrics.accuracy(seen.logits, targets)}
     if timm_csg.is_differentiated(model):
@@ -41,6 +41,6 @@ def measure(model: nn.Module, animals: Animals, owners: torch.Tensor | None = No
     is_binary = (
         bool(((matrix == 0) | (matrix == 1)).all()) and float(matrix.mean()) < 1
     )  # else each has its first class
-    removal = metrics.ablate(model, loader, matrix > 0.5 if is_binary else metrics.owners(matrix), classes)
+    removal = measuring.ablate(model, loader, matrix > 0.5 if is_binary else metrics.owners(matrix), classes)
     result |= {"without": removal.own, "others": removal.others}
     return result | {"MIS_bound": float(metrics.mutual_information_bound(targets, classes).mean())}

@@ -15,9 +15,9 @@ from animal_pictures import RESIZE, SIZE, crop_objects, read_pictures
 from torch import Tensor, nn
 
 import timm_csg
-from timm_csg import metrics
+from timm_csg import measuring
+from timm_csg.measuring.fields import receptive_field
 from timm_csg.mechanisms.templates import part_template
-from timm_csg.metrics.fields import receptive_field
 from timm_csg.metrics.instability import peak_places
 
 
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     raw, names = read_pictures(args.data / "test.tar")
     if args.objects:
-        raw, _ = crop_objects(raw, metrics.read_annotations(args.data / "annotations.csv").select(names))
+        raw, _ = crop_objects(raw, measuring.read_annotations(args.data / "annotations.csv").select(names))
     pictures, folders = torch.stack([RESIZE(picture) for picture in raw]), [name.split("/")[0] for name in names]
     targets = torch.tensor([sorted(set(folders)).index(folder) for folder in folders])
     after = timm_csg.from_pretrained(args.icnn)

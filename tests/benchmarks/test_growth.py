@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 
-from timm_csg import metrics
+from timm_csg import measuring, metrics
 
 SAMPLES, FILTERS, IMAGES = 20_000, 512, 8
 
@@ -59,7 +59,7 @@ def relearn(given):
 
 def ablate(given, name):
     model = given.model(name)
-    return metrics.ablate(model, given.loader(), torch.arange(model.num_features), given.classes)
+    return measuring.ablate(model, given.loader(), torch.arange(model.num_features), given.classes)
 
 
 METRICS = {
@@ -94,9 +94,9 @@ METRICS = {
         given.peaks(), torch.rand(2000, 1, 2), given.classes
     ),
     "whole_image": lambda given: metrics.whole_image(given.boxes, given.loader()[0][1], (32, 32)),
-    "cam": lambda given: metrics.cam(given.model(), given.loader(), given.boxes),
-    "activmap": lambda given: metrics.activmap(given.model(), given.loader(), given.boxes),
-    "gradmap": lambda given: metrics.gradmap(given.model(), given.loader(), given.boxes, filters_per_class=2),
+    "cam": lambda given: measuring.cam_localisation(given.model(), given.loader(), given.boxes),
+    "activmap": lambda given: measuring.activmap(given.model(), given.loader(), given.boxes),
+    "gradmap": lambda given: measuring.gradmap(given.model(), given.loader(), given.boxes, filters_per_class=2),
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from reference.mutual_information import mutual_information as reference
 
-from timm_csg.metrics.mutual_information import mutual_information
+from timm_csg.metrics.information import mutual_information
 
 SHAPES = {"10000x64x10": (10000, 64, 10, 10), "5000x512x100": (5000, 512, 100, 2)}  # the last: classes given to sklearn
 

@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 import timm_csg
-from timm_csg import metrics
+from timm_csg import measuring, metrics
 from timm_csg.checkpoint import save_plain
 from timm_csg.cli import main
 from timm_csg.cli.comparison import comparison
@@ -132,11 +132,11 @@ def test_numbers_are_those_of_the_metrics_on_the_same_images(results, checkpoint
     loader = batches(data)
     model = timm_csg.from_pretrained(checkpoints[2])
     found = results["checkpoints"]["assigned"]
-    seen = metrics.collect(model, loader)
+    seen = measuring.collect(model, loader)
     gate = model.mechanism.class_filter_matrix().detach()
     mutual = metrics.mutual_information(seen.features, seen.targets, 3)
-    without = metrics.ablate(model, loader, metrics.owners(gate), 3)
-    only = metrics.ablate(model, loader, metrics.owners(gate), 3, keep_only=True)
+    without = measuring.ablate(model, loader, metrics.owners(gate), 3)
+    only = measuring.ablate(model, loader, metrics.owners(gate), 3, keep_only=True)
     alike = metrics.summarize_similarity(metrics.activation_similarity(seen.features), metrics.owners(gate))
     expected = {
         "accuracy": metrics.accuracy(seen.logits, seen.targets),
@@ -157,15 +157,17 @@ def test_optional_numbers_are_those_of_the_metrics_on_the_same_images(results, c
     loader = batches(data)
     model = timm.create_model(f"local-dir:{checkpoints[0]}", pretrained=True).eval()
     found = results["checkpoints"]["standard"]
-    annotations = metrics.read_annotations(data / "boxes.csv")  # in the order of the images, at their size
-    instability = metrics.location_instability(metrics.collect_peaks(model, loader), annotations.points, 3)
-    parts = metrics.part_interpretability(model, loader, annotations.part_boxes()[1], 3)
+    annotations = measuring.read_annotations(data / "boxes.csv")  # in the order of the images, at their size
+    instability = metrics.location_instability(measuring.collect_peaks(model, loader), annotations.points, 3)
+    parts = measuring.part_interpretability(model, loader, annotations.part_boxes()[1], 3)
     assert found["location_instability"] == pytest.approx(float(instability.per_class.nanmean()), abs=1e-4)
     assert found["part_interpretability"] == pytest.approx(float(parts.per_class.nanmean()), abs=1e-3)
-    assert found["cam_iou"] == pytest.approx(metrics.cam(model, loader, annotations.object_boxes()).total_iou, abs=1e-3)
+    assert found["cam_iou"] == pytest.approx(
+        measuring.cam_localisation(model, loader, annotations.object_boxes()).total_iou, abs=1e-3
+    )
     assert found["whole_image_iou"] == pytest.approx(24 * 24 / SIDE**2)
     images, targets = loader[0]
-    attacked = metrics.fgsm(model, images, targets, eps=64 / 255)
+    attacked = measuring.fgsm(model, images, targets, eps=64 / 255)
     with torch.no_grad():
         accuracy = metrics.accuracy(model(attacked), targets)
     assert found["adversarial"]["fgsm 64/255"]["accuracy"] == pytest.approx(accuracy)
@@ -240,11 +242,11 @@ def test_ablation_needs_no_second_pass_where_the_head_is_pooling_and_linear(make
     for name, needs_images in (("test_resnet", False), ("test_mambaout", False), ("test_vit", True)):
         model = make_model(name)
         loader = [(images, targets)]
-        subject = Subject(model, loader, list("abcde"), metrics.collect(model, loader))
+        subject = Subject(model, loader, list("abcde"), measuring.collect(model, loader))
         chosen, short = _head_on_pooled(subject)
         assert (chosen is model) == needs_images
         owners = torch.arange(subject.seen.features.shape[1]) % 5
-        found, expected = metrics.ablate(chosen, short, owners, 5), metrics.ablate(model, loader, owners, 5)
+        found, expected = measuring.ablate(chosen, short, owners, 5), measuring.ablate(model, loader, owners, 5)
         assert torch.equal(found.after.nan_to_num(), expected.after.nan_to_num())
 
 

@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import timm_csg
-from timm_csg import metrics
+from timm_csg import measuring, metrics
 
 MEAN, STD = (0.5, 0.25, 0.0), (0.5, 0.25, 1.0)
 WEIGHT = torch.tensor([[1.0, -2.0, 0.0], [0.0, 1.0, 3.0]])
@@ -31,7 +31,7 @@ def normalised(pixels):
 def test_fgsm_moves_every_pixel_by_eps_along_the_sign_known_by_hand():
     pixels = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
     targets = torch.tensor([0, 1, 0, 1])
-    attacked = metrics.fgsm(linear_model(), normalised(pixels), targets, eps=0.05, mean=MEAN, std=STD)
+    attacked = measuring.fgsm(linear_model(), normalised(pixels), targets, eps=0.05, mean=MEAN, std=STD)
     # d loss / d x = (p_other) × (row of the other class - row of the true class), and p_other > 0.
     sign = torch.stack([(WEIGHT[1] - WEIGHT[0]).sign(), (WEIGHT[0] - WEIGHT[1]).sign()])[targets]
     torch.testing.assert_close(pixels_of(attacked), pixels + 0.05 * sign[:, :, None, None])
@@ -41,13 +41,13 @@ def test_pgd_of_a_linear_model_ends_in_the_same_corner():
     pixels = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
     images, targets = normalised(pixels), torch.tensor([0, 1, 0, 1])
     options = {"eps": 0.05, "mean": MEAN, "std": STD}
-    expected = metrics.fgsm(linear_model(), images, targets, **options)
-    torch.testing.assert_close(metrics.pgd(linear_model(), images, targets, **options), expected)
-    one_step = metrics.pgd(linear_model(), images, targets, steps=1, step=0.02, random_start=False, **options)
+    expected = measuring.fgsm(linear_model(), images, targets, **options)
+    torch.testing.assert_close(measuring.pgd(linear_model(), images, targets, **options), expected)
+    one_step = measuring.pgd(linear_model(), images, targets, steps=1, step=0.02, random_start=False, **options)
     torch.testing.assert_close((pixels_of(one_step) - pixels).abs().max(), torch.tensor(0.02))
 
 
-@pytest.mark.parametrize("attack", [metrics.fgsm, metrics.pgd])
+@pytest.mark.parametrize("attack", [measuring.fgsm, measuring.pgd])
 def test_attacked_pixels_stay_valid_and_within_eps_and_the_loss_rises(tiny_model, attack, targets):
     mean, std = tiny_model.pretrained_cfg["mean"], tiny_model.pretrained_cfg["std"]
     mean, std = (torch.tensor(value)[:, None, None] for value in (mean, std))
@@ -60,7 +60,7 @@ def test_attacked_pixels_stay_valid_and_within_eps_and_the_loss_rises(tiny_model
     assert (found - pixels).abs().max() <= 8 / 255 + 1e-6
     loss = nn.functional.cross_entropy
     assert loss(tiny_model(attacked), targets) > loss(tiny_model(images), targets) + 0.01
-    torch.testing.assert_close(metrics.fgsm(tiny_model, images, targets, eps=0.0), images)
+    torch.testing.assert_close(measuring.fgsm(tiny_model, images, targets, eps=0.0), images)
 
 
 def test_attacks_leave_modes_gradients_statistics_and_random_state_as_found(make_model, targets):
@@ -72,9 +72,9 @@ def test_attacks_leave_modes_gradients_statistics_and_random_state_as_found(make
     modes, state = [module.training for module in model.modules()], torch.random.get_rng_state()
     images = torch.zeros(3, 3, 64, 64, requires_grad=True)
     with torch.no_grad():
-        attacked = metrics.pgd(model, images, targets, eps=0.1, steps=2)
+        attacked = measuring.pgd(model, images, targets, eps=0.1, steps=2)
     with torch.inference_mode():
-        again = metrics.pgd(model, images, targets, eps=0.1, steps=2)
+        again = measuring.pgd(model, images, targets, eps=0.1, steps=2)
     assert torch.equal(attacked, again)
     assert not attacked.requires_grad
     assert images.grad is None
@@ -87,8 +87,8 @@ def test_attacks_leave_modes_gradients_statistics_and_random_state_as_found(make
 
 def test_an_image_is_attacked_the_same_alone_and_in_a_batch(tiny_model, targets):
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    together = metrics.fgsm(tiny_model, images, targets, eps=0.01)
-    alone = metrics.fgsm(tiny_model, images[1:2], targets[1:2], eps=0.01)
+    together = measuring.fgsm(tiny_model, images, targets, eps=0.01)
+    alone = measuring.fgsm(tiny_model, images[1:2], targets[1:2], eps=0.01)
     assert (together[1:2] - alone).abs().max() < 1e-3
 
 
@@ -107,7 +107,7 @@ def test_wrong_options_are_refused(options, message):
     images[0, 0, 0, 0], images[0, 2, 0, 0] = -2.6, 3.4
     options = {"mean": MEAN, "std": STD, **options}
     with pytest.raises(ValueError, match=message):
-        metrics.pgd(linear_model(), images, torch.tensor([0]), **options)
+        measuring.pgd(linear_model(), images, torch.tensor([0]), **options)
 
 
 class Remembers:

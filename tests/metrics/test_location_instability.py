@@ -7,7 +7,7 @@ import torch
 from reference import parts
 
 import timm_csg
-from timm_csg import metrics
+from timm_csg import measuring, metrics
 
 
 @pytest.fixture
@@ -113,10 +113,10 @@ def test_wrong_shapes_and_top_are_refused(random_peaks):
 @pytest.mark.parametrize("name", ["test_resnet", "test_mambaout"])
 def test_collected_peaks_are_those_of_the_maps(make_model, images, targets, name):
     model = make_model(name)
-    found = metrics.collect_peaks(model, [(images[:2], targets[:2]), (images[2:], targets[2:])])
+    found = measuring.collect_peaks(model, [(images[:2], targets[:2]), (images[2:], targets[2:])])
     maps = model.forward_features(images).detach()
     maps = maps.permute(0, 3, 1, 2) if name == "test_mambaout" else maps
-    field = metrics.receptive_field(model, 64)
+    field = measuring.receptive_field(model, 64)
     for image in range(3):
         for kernel in range(0, maps.shape[1], 17):
             row, column = divmod(int(maps[image, kernel].argmax()), maps.shape[3])
@@ -130,7 +130,7 @@ def test_collected_peaks_are_those_of_the_maps(make_model, images, targets, name
 def test_a_mask_that_acts_at_inference_is_looked_through(tiny_model, images, targets):
     model = timm_csg.differentiate(tiny_model, mechanism="csg")
     loader = [(images, targets)]
-    plain = metrics.collect_peaks(model, loader)
+    plain = measuring.collect_peaks(model, loader)
 
     class Mask(type(model.mechanism)):
         acts_without_targets = True
@@ -141,7 +141,7 @@ def test_a_mask_that_acts_at_inference_is_looked_through(tiny_model, images, tar
             return masked
 
     model.mechanism.__class__ = Mask
-    masked = metrics.collect_peaks(model, loader)
+    masked = measuring.collect_peaks(model, loader)
     assert (masked.strength == 7.0).all()
     assert not torch.equal(plain.strength, masked.strength)
     assert len(masked.place.flatten(0, 1).unique(dim=0)) == 1
@@ -151,7 +151,7 @@ def test_collecting_leaves_the_model_as_found_and_counts_images(tiny_model, imag
     tiny_model.train()
     before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
     counts = []
-    metrics.collect_peaks(tiny_model, [(images[:2], targets[:2]), (images[2:], targets[2:])], progress=counts.append)
+    measuring.collect_peaks(tiny_model, [(images[:2], targets[:2]), (images[2:], targets[2:])], progress=counts.append)
     assert counts == [2, 1]
     assert tiny_model.training
     assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
@@ -159,6 +159,6 @@ def test_collecting_leaves_the_model_as_found_and_counts_images(tiny_model, imag
 
 def test_images_of_several_sizes_and_empty_loaders_are_refused(tiny_model, images, targets):
     with pytest.raises(ValueError, match="the same size"):
-        metrics.collect_peaks(tiny_model, [(images, targets), (images[:, :, :48], targets)])
+        measuring.collect_peaks(tiny_model, [(images, targets), (images[:, :, :48], targets)])
     with pytest.raises(ValueError, match="no images"):
-        metrics.collect_peaks(tiny_model, [])
+        measuring.collect_peaks(tiny_model, [])

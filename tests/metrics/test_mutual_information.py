@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from reference.mutual_information import mutual_information as reference
 from sklearn.preprocessing import scale
 
-from timm_csg.metrics.mutual_information import (
+from timm_csg.metrics.information import (
     _scaled_with_noise,
     mutual_information,
     mutual_information_bound,
@@ -87,7 +87,7 @@ def test_equals_scikit_learn_when_classes_do_not_overlap():
 
 
 def test_exactly_equal_values_are_counted_as_a_tree_counts_them(monkeypatch):
-    module = sys.modules["timm_csg.metrics.mutual_information"]
+    module = sys.modules["timm_csg.metrics.information"]
     monkeypatch.setattr(module, "_scaled_with_noise", lambda features, *_: features.T.double().contiguous())
     values = torch.tensor([0.0] * 10 + [100, -100, 101, -101, 103, -103, 107, -107, 115, -115])
     targets = torch.tensor([0, 1] * 10)
@@ -148,7 +148,7 @@ def test_threads_and_blocks_do_not_change_the_result(monkeypatch):
     features = features_of("relu", 200, 7, targets)
     expected = mutual_information(features, targets)
     assert torch.equal(mutual_information(features, targets, threads=3, chunk_size=2), expected)
-    monkeypatch.setattr(sys.modules["timm_csg.metrics.mutual_information"], "_VALUES_IN_FLOAT64", 600)
+    monkeypatch.setattr(sys.modules["timm_csg.metrics.information"], "_VALUES_IN_FLOAT64", 600)
     assert torch.equal(mutual_information(features, targets), expected)
 
 

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics.pairwise import cosine_similarity
 
 import timm_csg
-from timm_csg import metrics
+from timm_csg import measuring, metrics
 
 
 def test_weight_similarity_is_that_of_scikit_learn():
@@ -66,7 +66,7 @@ def test_summary_equals_a_loop_over_pairs():
 )
 def test_stage_weight_is_that_of_the_last_layer_which_makes_the_filters(make_model, name, layer):
     model = timm_csg.differentiate(make_model(name), mechanism="csg").train()
-    found = metrics.stage_weight(model, torch.rand(1, 3, 64, 64))
+    found = measuring.stage_weight(model, torch.rand(1, 3, 64, 64))
     assert found.name == layer
     assert torch.equal(found.weight, dict(model.named_modules())[layer].weight.flatten(1))
     assert len(found.weight) == model.mechanism.num_filters
@@ -78,4 +78,4 @@ def test_stage_without_a_layer_of_its_own_is_refused(make_model):
     model = make_model()
     model.num_features = 95
     with pytest.raises(ValueError, match="makes 95 filters"):
-        metrics.stage_weight(model)
+        measuring.stage_weight(model)

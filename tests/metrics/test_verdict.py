@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from reference.verdict import owner_evidence
 
 from timm_csg import metrics
-from timm_csg.metrics.verdict import verdict
+from timm_csg.metrics.verdicts import verdict
 
 
 def simulate(classes=5, filters=20, samples=300, strength=2.0, seed=0, share_of_first=None):

@@ -16,12 +16,12 @@ from PIL import Image
 from plots.colours import CLASS_NAMES, batches, coloured
 
 import timm_csg
-from timm_csg import explain, metrics
+from timm_csg import explain, measuring, metrics
 from timm_csg.plots import report
-from timm_csg.plots.report.book import Limits, make_book, place_in_words
-from timm_csg.plots.report.facts import filter_facts
-from timm_csg.plots.report.findings import find_out
-from timm_csg.plots.report.pictures import Pictures, displayable, fetch_images
+from timm_csg.plots.reporting.book import Limits, make_book, place_in_words
+from timm_csg.plots.reporting.facts import filter_facts
+from timm_csg.plots.reporting.findings import find_out
+from timm_csg.plots.reporting.pictures import Pictures, displayable, fetch_images
 
 
 class Outline(HTMLParser):
@@ -70,10 +70,10 @@ def visible(text):
 
 def test_numbers_are_those_of_the_metrics(text, trained, loader):
     model, standard = trained
-    seen = metrics.collect(model, loader)
+    seen = measuring.collect(model, loader)
     mutual = metrics.mutual_information(seen.features, seen.targets, 4)
     gate = model.mechanism.class_filter_matrix()
-    ablation = metrics.ablate(model, loader, metrics.owners(gate), 4)
+    ablation = measuring.ablate(model, loader, metrics.owners(gate), 4)
     score = float(metrics.mutual_information_score(mutual))
     bound = float(metrics.mutual_information_bound(seen.targets, 4).max())
     words = visible(text)
@@ -88,7 +88,7 @@ def test_numbers_are_those_of_the_metrics(text, trained, loader):
         f"Information per filter {score / bound:.1%}",
         f"({score:.3f} of {bound:.3f} nats of mutual information)",
     ]
-    theirs = metrics.collect(standard, loader)
+    theirs = measuring.collect(standard, loader)
     their_mutual = metrics.mutual_information(theirs.features, theirs.targets, 4)
     expected += [
         f"standard model: {metrics.accuracy(theirs.logits, theirs.targets):.1%}",
@@ -100,7 +100,7 @@ def test_numbers_are_those_of_the_metrics(text, trained, loader):
 def test_tables_and_script_hold_the_matrices(text, trained, loader):
     model, _ = trained
     gate = model.mechanism.class_filter_matrix()
-    seen = metrics.collect(model, loader)
+    seen = measuring.collect(model, loader)
     mutual = metrics.mutual_information(seen.features, seen.targets, 4)
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text)[1])
     for key, matrix in (("gate", gate), ("mutual", mutual)):
@@ -155,14 +155,14 @@ def test_filter_that_falls_silent_for_a_class_says_so(trained, loader):
 
 def test_overview_gives_the_verdict_of_the_metrics(text, trained, loader):
     model, standard = trained
-    seen, theirs = metrics.collect(model, loader), metrics.collect(standard, loader)
+    seen, theirs = measuring.collect(model, loader), measuring.collect(standard, loader)
     gate = model.mechanism.class_filter_matrix()
     verdict = metrics.verdict(
         gate,
         seen.features,
         seen.targets,
         accuracy=metrics.accuracy(seen.logits, seen.targets),
-        removal=metrics.ablate(model, loader, metrics.owners(gate), 4),
+        removal=measuring.ablate(model, loader, metrics.owners(gate), 4),
         standard_accuracy=metrics.accuracy(theirs.logits, theirs.targets),
     )
     words = visible(text)
@@ -181,7 +181,7 @@ def test_strongest_images_are_those_of_explain(trained, loader):
 def test_removal_from_pooled_responses_is_that_of_metrics(which, trained, loader):
     model = trained[which]
     findings = find_out(model, loader)
-    expected = metrics.ablate(model, loader, findings.owners, 4)
+    expected = measuring.ablate(model, loader, findings.owners, 4)
     assert torch.equal(findings.ablation.after, expected.after)
     assert torch.equal(findings.ablation.before, expected.before)
 
@@ -300,7 +300,7 @@ def test_thumbnails_shrink_until_they_fit():
 
 def test_too_large_a_file_is_made_again_with_less(trained, loader, tmp_path, monkeypatch):
     whole = report(trained[0], loader, tmp_path / "whole.html").stat().st_size
-    monkeypatch.setattr(sys.modules["timm_csg.plots.report"], "_MOST_BYTES", whole * 4 // 5)
+    monkeypatch.setattr(sys.modules["timm_csg.plots.reporting"], "_MOST_BYTES", whole * 4 // 5)
     part = report(trained[0], loader, tmp_path / "part.html")
     assert part.stat().st_size <= whole * 4 // 5
 
@@ -330,7 +330,7 @@ def test_names_and_reference_that_do_not_fit_are_refused(trained, loader, make_m
 def test_failed_report_leaves_the_one_before(trained, loader, tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("before")
-    monkeypatch.setattr(sys.modules["timm_csg.plots.report"], "_html", lambda book: 1 / 0)
+    monkeypatch.setattr(sys.modules["timm_csg.plots.reporting"], "_html", lambda book: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report(trained[0], loader, path)
     assert path.read_text() == "before"

@@ -14,7 +14,7 @@ from timm.data import create_dataset, create_loader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from timm_csg import metrics
+from timm_csg import measuring
 from timm_csg.cli.distributed import GlobalBatches, Processes
 from timm_csg.cli.folders import PictureFolder
 from timm_csg.cli.images import CheckedImages, classes_by_name, image_mode, labels_by_name
@@ -135,9 +135,9 @@ def load_data(settings: TrainSettings, data_config: dict[str, Any], processes: P
     if processes.count > 1:
         batches = GlobalBatches(len(train), settings.batch_size, seed=settings.seed, processes=processes)
         train_loader = _with_sampler(train_loader, batch_sampler=batches)
-        share = metrics.ShardSampler(len(validation), rank=processes.rank, world_size=processes.count)
+        share = measuring.ShardSampler(len(validation), rank=processes.rank, world_size=processes.count)
         own_validation = _with_sampler(validation_loader, sampler=share, batch_size=settings.batch_size)
-        share = metrics.ShardSampler(len(plain_train), rank=processes.rank, world_size=processes.count)
+        share = measuring.ShardSampler(len(plain_train), rank=processes.rank, world_size=processes.count)
         own_plain_train = _with_sampler(own_plain_train, sampler=share, batch_size=settings.batch_size)
     description = f"{settings.data_name}: {len(train):,} training and {len(validation):,} validation images"
     description = f"{description}, {len(names)} classes"

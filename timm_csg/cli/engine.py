@@ -16,7 +16,7 @@ import torch
 from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor, nn
 
-from timm_csg import metrics
+from timm_csg import measuring, metrics
 from timm_csg.adaptation import adapt
 from timm_csg.assignment import has_assigned
 from timm_csg.checkpoint import replacing, save_plain, save_pretrained
@@ -225,7 +225,7 @@ class Training(TrainingMixin):
     def _evaluate(self, loader: Loader) -> dict[str, float]:
         hits = [0.0, 0.0, 0.0]  # images, right on the standard path, right on the gated path
         if len(loader) > 0:  # with few images and many processes some have none
-            seen = metrics.collect(self.eval_model, loader, amp_dtype=self.amp_dtype)
+            seen = measuring.collect(self.eval_model, loader, amp_dtype=self.amp_dtype)
             logits = [seen.logits, seen.logits if seen.gated_logits is None else seen.gated_logits]
             right = [float((path.argmax(dim=1) == seen.targets).sum()) for path in logits]
             hits = [float(len(seen.targets)), *right]

@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from timm_csg import metrics
+from timm_csg import measuring
 from timm_csg.cli.checkpoint_data import (
     CheckpointAndData,
     check_data_options,
@@ -144,7 +144,7 @@ def _collect(label: str, loaded: CheckpointAndData, seed: int, options: dict[str
     model, loader, class_names = loaded
     dataset: Any = getattr(loader, "dataset", None)
     bar.stage(label, "images", len(dataset) if dataset is not None else None)
-    seen = metrics.collect(model, loader, progress=bar.tick)
+    seen = measuring.collect(model, loader, progress=bar.tick)
     return Subject(model, loader, class_names, seen, seed=seed, options=options, tick=bar.tick)
 
 

@@ -31,7 +31,7 @@ from timm_csg.cli.spelling import check_choice, did_you_mean, file_stem
 from timm_csg.explain import PredictionExplanation
 from timm_csg.labels import class_names
 from timm_csg.plots import overlay
-from timm_csg.plots.report.pictures import displayable
+from timm_csg.plots.reporting.pictures import displayable
 
 _logger = logging.getLogger(__name__)
 _SMALLEST = 256  # pixels of a picture's longer side; smaller images are enlarged

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_csg import metrics
+from timm_csg import measuring, metrics
 from timm_csg.cli.data import Loader
-from timm_csg.metrics import Activations
+from timm_csg.measuring import Activations
 from timm_csg.model import is_differentiated
 from timm_csg.stage import is_channels_last
 
@@ -182,7 +182,7 @@ def measure_ablation(subject: Subject) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for keep_only in (False, True):
         model, batches = _head_on_pooled(subject)
-        ablation = metrics.ablate(model, batches, subject.owned, subject.num_classes, keep_only=keep_only)
+        ablation = measuring.ablate(model, batches, subject.owned, subject.num_classes, keep_only=keep_only)
         name = "with_only_its_filters" if keep_only else "without_its_filters"
         subject.classes[f"accuracy_{name}"] = ablation.after.diagonal()
         result |= {f"class_{name}": ablation.own, f"other_classes_{name}": ablation.others}
@@ -200,7 +200,7 @@ def measure_similarity(subject: Subject) -> dict[str, Any]:
     """How alike the filters of one class are, and those of different classes: by weights and by responses."""
     similarities = {"activation_similarity": metrics.activation_similarity(subject.seen.features)}
     with contextlib.suppress(ValueError):  # no layer with one output for each filter
-        similarities["weight_similarity"] = metrics.weight_similarity(metrics.stage_weight(subject.model).weight)
+        similarities["weight_similarity"] = metrics.weight_similarity(measuring.stage_weight(subject.model).weight)
     result: dict[str, Any] = {}
     for name, similarity in similarities.items():
         summary = metrics.summarize_similarity(similarity.cpu(), subject.owners)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timm_csg import metrics
+from timm_csg import measuring, metrics
 from timm_csg.cli.measures import Subject, number
-from timm_csg.metrics import Activations, Annotations
+from timm_csg.measuring import Activations, Annotations
 
 _logger = logging.getLogger(__name__)
-ATTACKS: dict[str, Any] = {"fgsm": metrics.fgsm, "pgd": metrics.pgd}
+ATTACKS: dict[str, Any] = {"fgsm": measuring.fgsm, "pgd": measuring.pgd}
 SCORES = ("iou", "ap20", "ap30")
 _FEWEST = 20  # attacked images that a detector is learnt and judged on
 _BATCH = 64
@@ -23,7 +23,7 @@ _BATCH = 64
 def measure_parts(subject: Subject) -> dict[str, Any]:
     """Location instability, and part interpretability where the file has boxes of parts."""
     annotations = read_for(subject, subject.options["landmarks"])
-    peaks = metrics.collect_peaks(subject.model, subject.loader, progress=subject.tick)
+    peaks = measuring.collect_peaks(subject.model, subject.loader, progress=subject.tick)
     found = metrics.location_instability(peaks, annotations.points, subject.num_classes)
     subject.classes["location_instability"] = found.per_class
     subject.filters["location_instability"] = found.by_owner(subject.owners)
@@ -35,7 +35,7 @@ def measure_parts(subject: Subject) -> dict[str, Any]:
     }
     names, parts = annotations.part_boxes()
     if names:
-        interpretable = metrics.part_interpretability(
+        interpretable = measuring.part_interpretability(
             subject.model, subject.loader, parts, subject.num_classes, progress=subject.tick
         )
         own = interpretable.by_owner(subject.owners)
@@ -56,7 +56,11 @@ def measure_localisation(subject: Subject) -> dict[str, Any]:
     result: dict[str, Any] = {
         "whole_image_iou": metrics.whole_image(boxes, subject.seen.targets, (height, width)).total_iou
     }
-    for name, method in (("gradmap", metrics.gradmap), ("activmap", metrics.activmap), ("cam", metrics.cam)):
+    for name, method in (
+        ("gradmap", measuring.gradmap),
+        ("activmap", measuring.activmap),
+        ("cam", measuring.cam_localisation),
+    ):
         try:
             found: metrics.Localisation = method(subject.model, subject.loader, boxes, progress=subject.tick)
         except ValueError as error:  # tokens, or a head without a weight for each class
@@ -84,7 +88,7 @@ def read_for(subject: Subject, path: str | Path) -> Annotations:
         raise ValueError(
             f"{path}: the images of this data set have no file names, so nothing can be looked up for them."
         )
-    return metrics.read_annotations(path).select(dataset.filenames()).to_input(transform)
+    return measuring.read_annotations(path).select(dataset.filenames()).to_input(transform)
 
 
 def measure_adversarial(subject: Subject) -> dict[str, Any]:
@@ -152,4 +156,4 @@ def _attacked(subject: Subject, name: str, eps: float, images: Tensor, targets: 
 def _seen(subject: Subject, images: Tensor, targets: Tensor) -> Activations:
     """Responses and logits; the label gate gets the predicted class, as nobody gives away the true one."""
     batches = zip(images.split(_BATCH), targets.split(_BATCH), strict=True)
-    return metrics.collect(subject.model, batches, gated_by="prediction")
+    return measuring.collect(subject.model, batches, gated_by="prediction")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from timm_csg import metrics
+from timm_csg import measuring, metrics
 from timm_csg.checkpoint import replacing
 from timm_csg.cli.data import Data
 from timm_csg.cli.engine import Training
@@ -46,12 +46,12 @@ def measure(training: Training, data: Data, standard_accuracy: float | None = No
         whether the owners can be trusted, seconds; and the matrices to draw.
     """
     model = training.eval_model
-    seen = metrics.collect(model, data.validation, amp_dtype=training.amp_dtype)
+    seen = measuring.collect(model, data.validation, amp_dtype=training.amp_dtype)
     mutual = metrics.mutual_information(seen.features, seen.targets, data.num_classes)
     gate = model.mechanism.class_filter_matrix() if is_differentiated(model) else None
     matrix = mutual if gate is None else gate.cpu()
     owned = metrics.owned_filters(matrix)
-    ablation = metrics.ablate(model, data.validation, owned, data.num_classes, amp_dtype=training.amp_dtype)
+    ablation = measuring.ablate(model, data.validation, owned, data.num_classes, amp_dtype=training.amp_dtype)
     settings = training.settings
     result: dict[str, Any] = {
         "recipe": training.name,

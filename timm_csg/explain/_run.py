@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from timm_csg.checks import check_choice
 from timm_csg.mechanisms.base import Mechanism
-from timm_csg.metrics._model import check_whole
 from timm_csg.model import is_differentiated
+from timm_csg.running import check_whole
 from timm_csg.stage import check_supported, is_channels_last
 
 Path = Literal["standard", "gated"]

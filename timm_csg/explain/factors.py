@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from timm_csg.checks import check_choice, whole
-from timm_csg.metrics._model import evaluating, is_channels_last
+from timm_csg.running import evaluating
+from timm_csg.stage import is_channels_last
 
 Target = Literal["mean", "kl"]
 Weights = Literal["mean", "position"]

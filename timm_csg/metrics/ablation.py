@@ -7,28 +7,16 @@ does not delete it: ``relearning`` asks what the other filters still know.
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Iterable, Sequence, Sized
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from timm_csg.checks import whole
 from timm_csg.metrics._checks import check_features, check_rows, class_counts
-from timm_csg.metrics._model import (
-    LinearHead,
-    checked_batches,
-    evaluating,
-    find_linear_head,
-    is_channels_last,
-    pooled_responses,
-)
 from timm_csg.metrics.display import in_one_line
 
-_logger = logging.getLogger(__name__)
-_SLOW = 60.0  # seconds of head passes that are announced
 _LOGITS_AT_ONCE = 2**22
 _STEPS = 2.0**24  # of the largest logit: differences that float32 does not see decide nothing
 
@@ -66,77 +54,6 @@ class Ablation(NamedTuple):
         return total / cells if cells else float("nan")
 
 
-@torch.no_grad()
-def ablate(
-    model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
-    filter_owners: Tensor,
-    num_classes: int,
-    *,
-    keep_only: bool = False,
-    amp_dtype: torch.dtype | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Ablation:
-    """Accuracy of every class before and after setting one class's filters to zero, for each class in turn.
-
-    One backbone pass for each batch. Where the head is linear, so that the responses' contributions add up to the
-    logits, one matrix product serves all classes: the logits minus what the removed filters add, in float64. Any other
-    head (layers between pooling and classifier, a mechanism that acts at inference) runs once for each class that owns
-    filters; a warning says how long that takes if it is more than a minute. Memory: 8 x classes² bytes for the result.
-
-    Args:
-        model: A plain or differentiated timm classifier; its modes are left as found.
-        loader: Yields (images, class indices).
-        filter_owners: The class that owns each filter, integers [filters]: ``owners(gate)`` or
-            ``owners(mutual_information)``. Or which filters are each class's, bool [classes, filters]: ``gate > 0.5``,
-            or ``top_filters``, with which every class and model loses equally many.
-        num_classes: Number of classes.
-        keep_only: Set all filters but those of the class to zero instead.
-        amp_dtype: Autocast dtype; None: no autocast.
-        progress: Called with the number of images after each batch.
-
-    Returns:
-        The accuracies.
-
-    Raises:
-        ValueError: If the owners do not fit the classes or the filters.
-
-    Example:
-        >>> import timm
-        >>> model = timm.create_model("test_resnet", num_classes=2)
-        >>> loader = [(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))]
-        >>> ablate(model, loader, torch.arange(96) % 2, num_classes=2).after.shape
-        torch.Size([2, 2])
-    """
-    timm_model: Any = model  # its methods are not in nn.Module's type
-    device = next(model.parameters()).device
-    tally = _Tally(filter_owners, num_classes, keep_only)
-    kept = tally.kept.to(device)
-    linear, is_first = None, True
-    with evaluating(model):
-        for images, targets in checked_batches(loader):
-            with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-                features = timm_model.forward_features(images.to(device))
-                width = features.shape[1 if features.ndim == 4 and not is_channels_last(model) else -1]
-                if kept.shape[1] != width:
-                    raise ValueError(
-                        f"the owners are of {kept.shape[1]} filters, but the stage has {width}; pass those of the same "
-                        "model."
-                    )
-                if is_first:
-                    linear = find_linear_head(model, features)
-                if linear is None:
-                    batches = (len(loader) if isinstance(loader, Sized) else 1) if is_first else 0
-                    hits = _hits_of_passes(timm_model, features, targets.to(device), kept, batches)
-            if linear is not None:
-                hits = _hits_of_product(pooled_responses(model, features), targets, linear, kept)
-            tally.add(hits, targets)
-            is_first = False
-            if progress is not None:
-                progress(len(targets))
-    return tally.result()
-
-
 def ablate_linear(
     features: Tensor,
     targets: Tensor,
@@ -146,15 +63,17 @@ def ablate_linear(
     *,
     keep_only: bool = False,
 ) -> Ablation:
-    """``ablate`` from responses that were already collected, for a linear head: no pass of the model at all.
+    """What removing filters does to a linear head, from collected responses; for other heads ``measuring.ablate``.
 
     Args:
         features: Pooled responses [samples, filters], as the classifier gets them.
         targets: Class indices [samples].
         weight: The classifier's weight [classes, filters].
         bias: Its bias [classes], or None.
-        filter_owners: See ``ablate``.
-        keep_only: See ``ablate``.
+        filter_owners: The class that owns each filter, integers [filters]: ``owners(gate)`` or
+            ``owners(mutual_information)``. Or which filters are each class's, bool [classes, filters]: ``gate > 0.5``,
+            or ``top_filters``, with which every class and model loses equally many.
+        keep_only: Set all filters but those of the class to zero instead.
 
     Returns:
         The accuracies, on the CPU.
@@ -171,21 +90,21 @@ def ablate_linear(
     check_features(features)
     class_counts(targets, len(weight))
     check_rows(features, targets)
-    tally = _Tally(filter_owners, len(weight), keep_only)
+    tally = Tally(filter_owners, len(weight), keep_only)
     if not weight.shape[1] == features.shape[1] == tally.kept.shape[1]:
         raise ValueError(
             f"features, weight and owners must be of the same filters, but there are {features.shape[1]}, "
-            f"{weight.shape[1]} and {tally.kept.shape[1]}; for a head that is not linear use ablate."
+            f"{weight.shape[1]} and {tally.kept.shape[1]}; for a head that is not linear use measuring.ablate."
         )
     values = weight.detach().to(features.device).double()
     offset = values.new_zeros(len(values)) if bias is None else bias.detach().to(values)
     rows = max(1, _LOGITS_AT_ONCE // len(weight))
     for part, labels in zip(features.detach().split(rows), targets.split(rows), strict=True):
-        tally.add(_hits_of_product(part, labels, LinearHead(values, offset), tally.kept), labels)
+        tally.add(hits_of_product(part, labels, values, offset, tally.kept), labels)
     return tally.result()
 
 
-class _Tally:
+class Tally:
     """Right answers for each set of filters that is kept: all, and those that differ among the classes' sets."""
 
     def __init__(self, filter_owners: Tensor, num_classes: int, keep_only: bool) -> None:
@@ -205,38 +124,20 @@ class _Tally:
         return Ablation(before=accuracies[0], after=accuracies[1:][self.set_of_class])
 
 
-def _hits_of_product(pooled: Tensor, targets: Tensor, head: LinearHead, kept: Tensor) -> Tensor:
+def hits_of_product(pooled: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, kept: Tensor) -> Tensor:
     """Whether each image is named right by the kept filters alone, bool [sets, batch]; one product for all sets."""
-    pooled, targets, kept = pooled.to(head.weight), targets.to(head.weight.device), kept.to(head.weight.device)
-    by_filter = head.weight.T.contiguous()
+    pooled, targets, kept = pooled.to(weight), targets.to(weight.device), kept.to(weight.device)
+    by_filter = weight.T.contiguous()
     total = pooled @ by_filter
-    steps = _STEPS / (total.abs().amax(dim=1, keepdim=True) + head.bias.abs().amax()).clamp_min(1e-300)
+    steps = _STEPS / (total.abs().amax(dim=1, keepdim=True) + bias.abs().amax()).clamp_min(1e-300)
     hits = torch.empty(len(kept), len(pooled), dtype=torch.bool, device=pooled.device)
     for index, row in enumerate(kept):
         is_short = 2 * int(row.sum()) <= len(row)
         filters = (row if is_short else ~row).nonzero().flatten()
         part = pooled[:, filters] @ by_filter[filters]
-        logits = (part if is_short else total - part) + head.bias
+        logits = (part if is_short else total - part) + bias
         hits[index] = (logits * steps).round().argmax(dim=1) == targets
     return hits
-
-
-def _hits_of_passes(model: Any, features: Tensor, targets: Tensor, kept: Tensor, batches: int) -> Tensor:
-    """The same by a pass of the head for each set; for a first batch, of so many, a warning if this will take long."""
-    masks = kept[:, :, None, None] if features.ndim == 4 and not is_channels_last(model) else kept
-    start, hits = time.perf_counter(), []
-    for number, mask in enumerate(masks):
-        hits.append((model.forward_head(features * mask.to(features.dtype)).argmax(dim=1) == targets).cpu())
-        seconds = (time.perf_counter() - start) / (number + 1) * len(masks) * batches
-        if number == min(3, len(masks) - 1) and seconds > _SLOW:
-            _logger.warning(
-                "the head of %s is not linear, so removing filters takes %d passes of it for each batch: about %.0f "
-                "minutes in all; pass fewer images if that is too long.",
-                type(model).__name__,
-                len(masks),
-                seconds / 60,
-            )
-    return torch.stack(hits)
 
 
 def own_filters(filter_owners: Tensor, num_classes: int) -> Tensor:
@@ -256,9 +157,9 @@ def own_filters(filter_owners: Tensor, num_classes: int) -> Tensor:
 def top_filters(class_filter_matrix: Tensor, count: int | Sequence[int]) -> Tensor:
     """The filters that serve or tell about each class most: so many for each class, whoever owns them.
 
-    For ``ablate``: a standard model's filters ranked by mutual information, as many for each class as a gated model's
-    class owns (``filters_per_class(gate).tolist()``), so that both lose the same number. A filter can be in several
-    classes' rows.
+    For ``measuring.ablate``: a standard model's filters ranked by mutual information, as many for each class as a gated
+    model's class owns (``filters_per_class(gate).tolist()``), so that both lose the same number. A filter can be in
+    several classes' rows.
 
     Args:
         class_filter_matrix: Gate or mutual information [classes, filters].

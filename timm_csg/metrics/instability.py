@@ -6,15 +6,12 @@ A filter that means a part keeps its distance to every landmark, from picture to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from timm_csg.metrics._model import checked_batches, evaluating, is_channels_last, seen_features
 from timm_csg.metrics.display import in_one_line
-from timm_csg.metrics.fields import receptive_field
 
 
 @in_one_line
@@ -88,7 +85,7 @@ def location_instability(
     With fewer images than ``top``, all of them count.
 
     Args:
-        peaks: Result of ``collect_peaks``.
+        peaks: Result of ``measuring.collect_peaks``.
         landmarks: x, y of each landmark in pixels of the input [images, landmarks, 2]; NaN where absent.
         num_classes: Number of classes; the largest target + 1 if left out.
         top: Images for each filter and landmark.
@@ -143,7 +140,7 @@ def peak_places(
 
     Args:
         maps: [images, filters, height, width], or [images, height, width, filters].
-        centre_y: Receptive-field centre of each row [height], see ``receptive_field``.
+        centre_y: Receptive-field centre of each row [height], see ``measuring.receptive_field``.
         centre_x: Receptive-field centre of each column [width].
         channels_last: Whether the filters are the last dimension.
 
@@ -159,62 +156,6 @@ def peak_places(
     strength, index = maps.flatten(2).max(dim=2)
     row, column = index // maps.shape[3], index % maps.shape[3]
     return strength, torch.stack([centre_x.to(maps.device)[column], centre_y.to(maps.device)[row]], dim=-1)
-
-
-@torch.no_grad()
-def collect_peaks(
-    model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
-    *,
-    amp_dtype: torch.dtype | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Peaks:
-    """Run a timm model over a data set once and keep where each filter fires; maps are not kept.
-
-    The maps are those the head sees when no label is given: behind the mask of a mechanism that acts at inference
-    (ICNN), else the stage's own output.
-
-    Args:
-        model: A plain or differentiated timm classifier whose features are a map; left as found.
-        loader: Yields (images, class indices), images of one size; not shuffled, so that landmarks can be matched.
-        amp_dtype: Autocast dtype; None: no autocast.
-        progress: Called with the number of images after each batch.
-
-    Returns:
-        The peaks; 12 bytes for each image and filter (12 MB for 800 images and 1,280 filters).
-
-    Raises:
-        ValueError: If the loader yields nothing, images of several sizes, or the model has no map.
-
-    Example:
-        >>> import timm
-        >>> model = timm.create_model("test_resnet", num_classes=2)
-        >>> collect_peaks(model, [(torch.rand(3, 3, 64, 64), torch.tensor([0, 1, 1]))]).place.shape
-        torch.Size([3, 96, 2])
-    """
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    device = next(model.parameters()).device
-    image_size: tuple[int, int] | None = None
-    centres: Any = None
-    with evaluating(model):
-        for images, targets in checked_batches(loader):
-            size = (int(images.shape[2]), int(images.shape[3]))
-            if image_size is None:
-                image_size, centres = size, receptive_field(model, size, channels=images.shape[1])
-            if size != image_size:
-                raise ValueError(
-                    f"images must all have the same size, but there are {image_size} and {size}; resize them."
-                )
-            with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-                maps = seen_features(model, images.to(device, non_blocking=True)).float()
-            found = peak_places(maps, centres.centre_y, centres.centre_x, channels_last=is_channels_last(model))
-            parts.append((found[0].cpu(), found[1].cpu(), targets.cpu().long()))
-            if progress is not None:
-                progress(len(targets))
-    if image_size is None:
-        raise ValueError("the loader is empty: it yielded no images.")
-    strength, place, targets = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Peaks(strength, place, targets, image_size)
 
 
 def _check(peaks: Peaks, landmarks: Tensor, top: int) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from timm_csg.metrics.display import in_one_line
-from timm_csg.metrics.mutual_information import mutual_information, mutual_information_score
+from timm_csg.metrics.information import mutual_information, mutual_information_score
 
 
 @in_one_line

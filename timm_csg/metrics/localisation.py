@@ -6,19 +6,13 @@ numbers of the paper itself are not known to us.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from timm_csg.metrics._model import checked_batches, evaluating, seen_maps
-from timm_csg.metrics._regions import check_regions, overlap, region_masks
 from timm_csg.metrics.display import in_one_line
-
-Loader = Iterable[tuple[Tensor, Tensor]]
-Progress = Callable[[int], None] | None
+from timm_csg.metrics.regions import check_regions, overlap, region_masks
 
 
 @in_one_line
@@ -61,57 +55,6 @@ def whole_image(objects: Tensor, targets: Tensor, image_size: tuple[int, int]) -
     return per_image(overlap(torch.ones_like(masks), masks), targets, masks.flatten(1).any(dim=1))
 
 
-def cam(
-    model: nn.Module,
-    loader: Loader,
-    objects: Tensor,
-    *,
-    share: float = 0.3,
-    classifier_weight: Tensor | None = None,
-    progress: Progress = None,
-) -> Localisation:
-    """CAM: the strongest pixels of the class activation map of the true class, sum_k weight[class, k] x map_k.
-
-    Args:
-        model: A timm classifier that averages its map and applies one linear layer; left as found.
-        loader: Yields (images, class indices), not shuffled.
-        objects: See ``gradmap``.
-        share: Of the pixels of the upsampled map that are predicted to be the object.
-        classifier_weight: [classes, filters]; taken from the model, and checked against its logits, if left out.
-        progress: Called with the number of images after each batch.
-
-    Returns:
-        Scores for each class and for all images; the authors report Avg-IoU and AP30.
-
-    Raises:
-        ValueError: If the head is not an average and a linear layer.
-
-    Example:
-        >>> import timm
-        >>> model = timm.create_model("test_resnet", num_classes=2)
-        >>> loader = [(torch.rand(2, 3, 64, 64), torch.tensor([0, 1]))]
-        >>> cam(model, loader, torch.tensor([[8.0, 8.0, 40.0, 40.0]] * 2)).counts
-        tensor([1, 1])
-    """
-    device = next(model.parameters()).device
-    scores, classes, seen = [], [], []
-    with evaluating(model), torch.no_grad():
-        for images, targets, masks in batches(loader, objects):
-            maps = seen_maps(model, images.to(device)).float()
-            if classifier_weight is None:
-                classifier_weight = _class_weights(model, images.to(device), maps)
-            weight = classifier_weight.to(maps)[targets.to(device)]
-            heat = torch.einsum("bf,bfhw->bhw", weight, maps)
-            heat = F.interpolate(heat[:, None], images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
-            lowest = heat.flatten(1).topk(int(heat[0].numel() * share)).values[:, -1, None, None]
-            scores.append(overlap((heat >= lowest).cpu(), masks))
-            classes.append(targets)
-            seen.append(masks.flatten(1).any(dim=1))
-            if progress is not None:
-                progress(len(targets))
-    return per_image(torch.cat(scores), torch.cat(classes), torch.cat(seen))
-
-
 def per_image(scores: Tensor, targets: Tensor, seen: Tensor) -> Localisation:
     """Summary of one score for each image; images without an object (``seen`` is False) are left out."""
     scores, targets = scores[seen].double(), targets[seen].cpu()
@@ -123,35 +66,3 @@ def per_image(scores: Tensor, targets: Tensor, seen: Tensor) -> Localisation:
     per_class = [(torch.bincount(targets, weights=value, minlength=num_classes) / counts).float() for value in values]
     totals = [float(value.mean()) for value in values]
     return Localisation(per_class[0], per_class[1], per_class[2], totals[0], totals[1], totals[2], counts)
-
-
-def batches(loader: Loader, objects: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Images, class indices and object masks."""
-    start = 0
-    for images, targets in checked_batches(loader):
-        stop, size = start + len(images), (int(images.shape[2]), int(images.shape[3]))
-        check_regions(objects, stop, 2, size, "objects")
-        yield images, targets.cpu().long(), region_masks(objects, slice(start, stop), *size)
-        start = stop
-    if start == 0:
-        raise ValueError("the loader is empty: it yielded no images.")
-    if start != len(objects):
-        raise ValueError(f"objects have {len(objects)} rows, but the loader yields {start} images.")
-
-
-def _class_weights(model: Any, images: Tensor, maps: Tensor) -> Tensor:
-    """The classifier's weight [classes, filters], if the logits really are mean map x weight + bias."""
-    classifier = model.get_classifier()
-    classifier = getattr(classifier, "fc", classifier)
-    weight = getattr(classifier, "weight", None)
-    weight = weight.detach().flatten(1).float() if isinstance(weight, Tensor) else None
-    if weight is not None and weight.shape[1] == maps.shape[1]:
-        bias = None if classifier.bias is None else classifier.bias.float()
-        expected = F.linear(maps.mean(dim=(2, 3)), weight, bias)
-        logits = model(images).float()
-        if logits.shape == expected.shape and (logits - expected).abs().max() <= 1e-3 * (expected.abs().max() + 1e-6):
-            return weight
-    raise ValueError(
-        f"the head of {type(model).__name__} is more than a mean over positions and one linear layer, so its maps have "
-        "no weight for each class and CAM is not defined; use gradmap, activmap or Grad-CAM."
-    )

@@ -3,6 +3,6 @@
 from timm_csg.plots.heat import overlay
 from timm_csg.plots.maps import map_figure
 from timm_csg.plots.matrix import class_filter_figure
-from timm_csg.plots.report import report
+from timm_csg.plots.reporting import report
 
 __all__ = ["class_filter_figure", "map_figure", "overlay", "report"]

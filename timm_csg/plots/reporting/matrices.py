@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from timm_csg.plots.report.book import Book
-from timm_csg.plots.report.pictures import matrix_picture
+from timm_csg.plots.reporting.book import Book
+from timm_csg.plots.reporting.pictures import matrix_picture
 
 _MOST_TABLE_CELLS = 30_000
 _ACCENT = (68, 83, 199)

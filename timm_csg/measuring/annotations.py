@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from timm_csg.measuring.geometry import input_geometry
 from timm_csg.metrics.display import in_one_line
-from timm_csg.metrics.geometry import input_geometry
 
 _CORNERS = ("x0", "y0", "x1", "y1")
 _FILE_NAMES = ("file", "image")

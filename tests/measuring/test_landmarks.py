@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms
 
-from timm_csg.metrics import Geometry, input_geometry, read_annotations
+from timm_csg.measuring import Geometry, input_geometry, read_annotations
 
 WIDE = """file,label,width,height,box_x0,box_y0,box_x1,box_y1,head_x0,head_y0,head_x1,head_y1,tail_x,tail_y
 cat/1.jpg,cat,200,100,10,10,110,90,20,10,40,50,100,80

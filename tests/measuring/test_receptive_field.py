@@ -7,7 +7,7 @@ from reference.parts import dependence
 from torch import nn
 
 import timm_csg
-from timm_csg.metrics import receptive_field
+from timm_csg.measuring import receptive_field
 
 
 class Stack(nn.Module):

@@ -116,7 +116,7 @@ def verdict(
         features: Pooled responses [samples, filters] of held-out pictures.
         targets: Their class indices [samples].
         accuracy: Share of these pictures that the standard path gets right.
-        removal: What ``ablate`` found for these owners; None if it was not measured, and then the answer is no.
+        removal: What ``measuring.ablate`` found for these owners; None: not measured, and then the answer is no.
         standard_accuracy: Accuracy of standard training with the same budget; None if not known.
         random_state: Seed of the shuffles.
 
@@ -259,7 +259,7 @@ def _against_the_removal(removal: Ablation | None, counts: Tensor) -> Iterator[_
     if removal is None:
         yield _Objection(
             "the accuracy of a class without its filters was not measured",
-            "Measure it with timm_csg.metrics.ablate.",
+            "Measure it with timm_csg.measuring.ablate.",
         )
         return
     before, classes = float(removal.before.nanmean()), int((counts > 0).sum())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from timm_csg.plots.report.findings import Findings
+from timm_csg.plots.reporting.findings import Findings
 
 _PARTNERS = 8
 _CONFUSED = 6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from timm_csg.plots.report.findings import Numbers
+from timm_csg.plots.reporting.findings import Numbers
 
 
 class Measure(NamedTuple):

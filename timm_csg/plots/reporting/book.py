@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from timm_csg import explain
 from timm_csg.explain import PathEvidence
-from timm_csg.plots.report.findings import Findings, Numbers
-from timm_csg.plots.report.pictures import Pictures, displayable, fetch_images
+from timm_csg.plots.reporting.findings import Findings, Numbers
+from timm_csg.plots.reporting.pictures import Pictures, displayable, fetch_images
 
 _BATCH = 32
 

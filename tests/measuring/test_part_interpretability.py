@@ -6,8 +6,8 @@ import pytest
 import torch
 from reference import localisation, parts
 
-from timm_csg import metrics
-from timm_csg.metrics.interpretability import discs, part_overlaps, value_exceeded
+from timm_csg import measuring
+from timm_csg.measuring.interpretability import discs, part_overlaps, value_exceeded
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def test_shares_are_those_of_the_literal_loops(tiny_model, pictures):
             return super().forward_features(x)[:, :3]
 
     tiny_model.__class__ = Narrow
-    found = metrics.part_interpretability(tiny_model, loader(images, targets), boxes, share=0.1, diameter=20.0)
-    field = metrics.receptive_field(tiny_model, 64)
+    found = measuring.part_interpretability(tiny_model, loader(images, targets), boxes, share=0.1, diameter=20.0)
+    field = measuring.receptive_field(tiny_model, 64)
     masks = [[localisation.box_mask(box.tolist(), 64, 64).tolist() for box in row] for row in boxes]
     expected, thresholds = parts.part_shares(
         tiny_model.forward_features(images).detach(),
@@ -72,7 +72,7 @@ def test_overlap_by_hand():
 
 
 def test_discs_lie_around_the_centres():
-    field = metrics.ReceptiveField(torch.tensor([2.5]), torch.tensor([2.5, 20.0]), (9.0, 9.0), True)
+    field = measuring.ReceptiveField(torch.tensor([2.5]), torch.tensor([2.5, 20.0]), (9.0, 9.0), True)
     disc, outside = discs(field, 3.0, (5, 5)).view(2, 5, 5)
     assert disc.int().tolist() == [[0] * 5, [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0] * 5]
     assert not outside.any()
@@ -80,7 +80,7 @@ def test_discs_lie_around_the_centres():
 
 def test_forms_by_hand():
     shares = torch.tensor([[[0.2, 0.6], [0.4, math.nan]], [[0.1, 0.0], [math.nan, math.nan]]])
-    found = metrics.PartInterpretability(shares, torch.zeros(2), 1.0)
+    found = measuring.PartInterpretability(shares, torch.zeros(2), 1.0)
     torch.testing.assert_close(found.per_class, torch.tensor([0.5, 0.1]))
     torch.testing.assert_close(found.by_owner(torch.tensor([1, 0])), torch.tensor([0.1, 0.4]))
 
@@ -90,8 +90,8 @@ def test_masks_and_boxes_give_the_same_in_every_layout(make_model, pictures, nam
     images, targets, boxes = pictures
     model = make_model(name)
     masks = torch.stack([torch.stack([localisation.box_mask(box.tolist(), 64, 64) for box in row]) for row in boxes])
-    first = metrics.part_interpretability(model, loader(images, targets), boxes, share=0.1, diameter=30.0)
-    second = metrics.part_interpretability(model, loader(images, targets), masks.bool(), share=0.1, diameter=30.0)
+    first = measuring.part_interpretability(model, loader(images, targets), boxes, share=0.1, diameter=30.0)
+    second = measuring.part_interpretability(model, loader(images, targets), masks.bool(), share=0.1, diameter=30.0)
     torch.testing.assert_close(first.shares, second.shares, equal_nan=True)
     assert first.shares.shape == (3, model.num_features, 2)
 
@@ -107,14 +107,14 @@ def test_effective_diameter_of_one_convolution_by_hand():
             return self.layer(images)
 
     # Offsets -2 .. 2 along both axes: mean square 2 along each, so r = 2 and the diameter 2 sqrt(2) 2.
-    assert metrics.effective_diameter(Mean(), torch.rand(2, 3, 16, 16)) == pytest.approx(4 * math.sqrt(2))
+    assert measuring.effective_diameter(Mean(), torch.rand(2, 3, 16, 16)) == pytest.approx(4 * math.sqrt(2))
 
 
 def test_model_is_left_as_found(tiny_model, pictures):
     images, targets, boxes = pictures
     tiny_model.train()
     before, counts = {name: value.clone() for name, value in tiny_model.state_dict().items()}, []
-    metrics.part_interpretability(tiny_model, loader(images, targets), boxes, progress=counts.append)
+    measuring.part_interpretability(tiny_model, loader(images, targets), boxes, progress=counts.append)
     assert counts == [4, 2]
     assert tiny_model.training
     assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
@@ -124,8 +124,8 @@ def test_model_is_left_as_found(tiny_model, pictures):
 def test_parts_that_do_not_match_the_images_are_refused(tiny_model, pictures):
     images, targets, boxes = pictures
     with pytest.raises(ValueError, match="3 rows"):
-        metrics.part_interpretability(tiny_model, loader(images, targets), boxes[:3])
+        measuring.part_interpretability(tiny_model, loader(images, targets), boxes[:3])
     with pytest.raises(ValueError, match="12 rows"):
-        metrics.part_interpretability(tiny_model, loader(images, targets), torch.cat([boxes, boxes]))
+        measuring.part_interpretability(tiny_model, loader(images, targets), torch.cat([boxes, boxes]))
     with pytest.raises(ValueError, match=r"\[images, parts, 4\]"):
-        metrics.part_interpretability(tiny_model, loader(images, targets), boxes[:, 0])
+        measuring.part_interpretability(tiny_model, loader(images, targets), boxes[:, 0])

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from timm_csg.metrics._model import checked_batches, evaluating, seen_maps
-from timm_csg.metrics._regions import check_regions, region_masks
+from timm_csg.measuring.fields import ReceptiveField, effective_diameter, receptive_field
 from timm_csg.metrics.display import in_one_line
-from timm_csg.metrics.fields import ReceptiveField, effective_diameter, receptive_field
+from timm_csg.metrics.regions import check_regions, region_masks
+from timm_csg.running import checked_batches, evaluating
+from timm_csg.stage import seen_maps
 
 
 @in_one_line

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_csg.metrics._model import evaluating, seen_maps
-from timm_csg.metrics.localisation import Loader, Localisation, Progress, batches
+from timm_csg.measuring.localisation import Loader, Progress, batches
+from timm_csg.metrics.localisation import Localisation
+from timm_csg.running import evaluating
+from timm_csg.stage import seen_maps
 
 
 def activmap(
@@ -28,7 +30,7 @@ def activmap(
     thresholds; that is not repeated here.
 
     A filter of which less than ``share`` of the activations are positive gets the threshold 0, and with it the whole
-    image: its score is then that of ``whole_image``, which is often good. ``positive_only`` prevents this.
+    image: its score is then that of ``metrics.whole_image``, which is often good. ``positive_only`` prevents this.
 
     Args:
         model: A timm classifier whose features are a map; left as found.

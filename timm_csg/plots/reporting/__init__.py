@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from timm_csg import labels
 from timm_csg.checkpoint import replacing
 from timm_csg.model import is_differentiated
-from timm_csg.plots.report import words
-from timm_csg.plots.report.book import Book, Limits, make_book
-from timm_csg.plots.report.facts import class_facts, filter_facts, sharing
-from timm_csg.plots.report.findings import find_out
-from timm_csg.plots.report.matrices import script_data, shown_matrices
+from timm_csg.plots.reporting import words
+from timm_csg.plots.reporting.book import Book, Limits, make_book
+from timm_csg.plots.reporting.facts import class_facts, filter_facts, sharing
+from timm_csg.plots.reporting.findings import find_out
+from timm_csg.plots.reporting.matrices import script_data, shown_matrices
 from timm_csg.version import __version__
 
 _MOST_BYTES = 10_000_000

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_csg.metrics._model import evaluating
+from timm_csg.running import evaluating
 
 
 def fgsm(

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from timm_csg.checks import whole
-from timm_csg.metrics._edges import Edges, NotLocalError, pixel_edges
-from timm_csg.metrics._model import evaluating, is_channels_last
+from timm_csg.measuring._edges import Edges, NotLocalError, pixel_edges
 from timm_csg.metrics.display import in_one_line
+from timm_csg.running import evaluating
+from timm_csg.stage import is_channels_last
 
 
 @in_one_line

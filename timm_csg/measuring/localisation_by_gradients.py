@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_csg.metrics._model import evaluating, seen_maps
-from timm_csg.metrics._regions import overlap
-from timm_csg.metrics.localisation import Loader, Localisation, Progress, batches, per_image
+from timm_csg.measuring.localisation import Loader, Progress, batches
+from timm_csg.metrics.localisation import Localisation, per_image
+from timm_csg.metrics.regions import overlap
+from timm_csg.running import evaluating
+from timm_csg.stage import seen_maps
 
 
 def gradmap(

@@ -14,9 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from timm_csg.metrics._model import checked_batches, evaluating, is_channels_last
-from timm_csg.metrics._rows import RowFile, check_free, gather_rows, new_directory, open_rows
+from timm_csg.measuring._rows import RowFile, check_free, gather_rows, new_directory, open_rows
 from timm_csg.metrics.display import in_one_line
+from timm_csg.metrics.pooling import pool
+from timm_csg.running import checked_batches, evaluating
+from timm_csg.stage import is_channels_last
 
 _COLUMNS = ("features", "targets", "logits", "gated_logits")
 
@@ -252,29 +254,3 @@ def _backend_device(model: nn.Module) -> torch.device:
     """Where torch.distributed wants its tensors: on the CPU if the backend can do that."""
     can_use_cpu = "gloo" in str(dist.get_backend()) or "mpi" in str(dist.get_backend())
     return torch.device("cpu") if can_use_cpu else next(model.parameters()).device
-
-
-def pool(features: Tensor, *, channels_last: bool = False) -> Tensor:
-    """Mean over positions: [batch, filters] from a map [batch, filters, height, width], its NHWC form, or tokens.
-
-    Example:
-        >>> pool(torch.tensor([[[[1.0, 3.0]], [[0.0, 4.0]]]]))
-        tensor([[2., 2.]])
-    """
-    if features.ndim == 4 and not channels_last:
-        return features.mean(dim=(2, 3))
-    return features.flatten(1, -2).mean(dim=1)
-
-
-def accuracy(logits: Tensor, targets: Tensor) -> float:
-    """Share of samples whose largest logit is the target's.
-
-    Args:
-        logits: [samples, classes].
-        targets: Class indices [samples].
-
-    Example:
-        >>> accuracy(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))
-        0.5
-    """
-    return float((logits.argmax(dim=1) == targets).double().mean())

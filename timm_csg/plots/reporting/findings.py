@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_csg import metrics
+from timm_csg import measuring, metrics
 from timm_csg.head import find_classifier
 from timm_csg.model import is_differentiated
 from timm_csg.stage import Stage, find_stage
@@ -159,11 +159,11 @@ def find_out(
         The findings, all on the CPU.
 
     Raises:
-        TypeError, ValueError: If the model or the data is not supported, see ``find_stage`` and ``metrics.collect``,
+        TypeError, ValueError: If the model or the data is not supported, see ``find_stage`` and ``measuring.collect``,
             or all images are of one class.
     """
     stage = find_stage(model)
-    seen = metrics.collect(model, loader)
+    seen = measuring.collect(model, loader)
     classes = int(model.num_classes)  # type: ignore[arg-type]
     if len(seen.targets.unique()) < 2:
         raise ValueError(
@@ -215,7 +215,7 @@ def find_out(
 
 def _numbers(
     model: nn.Module,
-    seen: metrics.Activations,
+    seen: measuring.Activations,
     mutual: Tensor,
     gate: Tensor | None,
     owners: Tensor,
@@ -254,12 +254,12 @@ def _chance_agreement(owners: Tensor, mutual: Tensor) -> float:
 
 @torch.no_grad()
 def _ablation(
-    model: nn.Module, loader: Any, seen: metrics.Activations, owners: Tensor, classes: int
+    model: nn.Module, loader: Any, seen: measuring.Activations, owners: Tensor, classes: int
 ) -> metrics.Ablation | None:
-    """``metrics.ablate``; where the logits are linear in the pooled features, from these, without another pass."""
+    """``measuring.ablate``; where the logits are linear in the pooled features, from these, without another pass."""
     weight, bias = _linear_head(model, seen)
     if weight is None:
-        return metrics.ablate(model, loader, owners, classes) if classes <= _MOST_HEAD_PASSES else None
+        return measuring.ablate(model, loader, owners, classes) if classes <= _MOST_HEAD_PASSES else None
     count = torch.bincount(seen.targets, minlength=classes).double()
     rows = []
     for removed in range(-1, classes):
@@ -269,7 +269,7 @@ def _ablation(
     return metrics.Ablation(before=rows[0], after=torch.stack(rows[1:]))
 
 
-def _linear_head(model: nn.Module, seen: metrics.Activations) -> tuple[Tensor | None, Tensor | float]:
+def _linear_head(model: nn.Module, seen: measuring.Activations) -> tuple[Tensor | None, Tensor | float]:
     """Classifier weight [classes, filters] and bias, if they give the logits that were seen."""
     classifier = find_classifier(model)
     weight = getattr(classifier, "weight", None)
