@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import timm_csg
-from timm_csg import measuring, metrics
+from timm_csg import measuring
 
 
 def loader(images, targets):
@@ -63,7 +63,8 @@ def test_directory_gives_the_same_values_and_can_be_opened_again(gated, make_mod
     model = gated(timm_csg.differentiate(make_model(), mechanism="csg"))
     expected = measuring.collect(model, loader(images, targets))
     seen = measuring.collect(model, loader(images, targets), directory=tmp_path / "runs" / "seen")
-    for tensor, again, other in zip(expected, seen, measuring.Activations.open(tmp_path / "runs" / "seen"), strict=True):
+    opened = measuring.Activations.open(tmp_path / "runs" / "seen")
+    for tensor, again, other in zip(expected, seen, opened, strict=True):
         assert tensor.dtype == again.dtype
         assert torch.equal(tensor, again)
         assert torch.equal(tensor, other)

@@ -135,7 +135,7 @@ def test_a_silent_filter_predicts_everything_unless_only_positive_values_count(m
 def test_cam_needs_an_average_and_a_linear_layer(make_model, animals):
     images, targets, boxes = animals
     for name in ("test_convnext", "test_mambaout"):
-        with pytest.raises(ValueError, match="explain.grad_cam"):
+        with pytest.raises(ValueError, match=r"explain\.grad_cam"):
             measuring.cam_localisation(make_model(name, num_classes=NUM_CLASSES), loader(images, targets), boxes)
 
 
