@@ -17,6 +17,7 @@ LEVELS = {
     "timm_csg.checks": -1,
     "timm_csg.running": -1,
     "timm_csg.version": 0,
+    "timm_csg.numbers": 0,
     "timm_csg.attachment": 0,
     "timm_csg.stage": 0,
     "timm_csg.schedule": 0,

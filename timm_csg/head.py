@@ -242,3 +242,41 @@ def find_linear_head(model: Any, features: Tensor) -> LinearHead | None:
 def _float64(values: Tensor) -> Tensor:
     """On the CPU where the device has no such numbers."""
     return (values.cpu() if values.device.type == "mps" else values).double()
+
+
+@torch.no_grad()
+def head_on_pooled(model: nn.Module, responses: Tensor, logits: Tensor) -> HeadOnPooled | None:
+    """A model's head as a model of its own, whose images are pooled responses; None where the head needs more.
+
+    It saves the backbone's pass to whatever removes or changes responses of images that were seen before.
+
+    Args:
+        model: A timm classifier.
+        responses: Mean responses of some images [batch, filters].
+        logits: What the model made of these images [batch, classes].
+    """
+    head = HeadOnPooled(model)
+    try:
+        found = head.forward_head(head.forward_features(responses)).cpu()
+    except _REFUSALS:
+        return None
+    fits = found.shape == logits.shape and torch.allclose(found, logits, rtol=1e-3, atol=1e-3)
+    return head if fits else None
+
+
+class HeadOnPooled(nn.Module):
+    """A timm model that starts where the features have been pooled: maps of one position."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.output_fmt = model, getattr(model, "output_fmt", "NCHW")
+
+    def forward_features(self, responses: Tensor) -> Tensor:
+        """Responses [batch, filters] as maps."""
+        return responses[:, None, None] if is_channels_last(self) else responses[:, :, None, None]
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """The model's own head."""
+        device = next(self.model.parameters()).device
+        logits: Tensor = self.model.forward_head(features.to(device))
+        return logits

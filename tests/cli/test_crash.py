@@ -15,8 +15,8 @@ from timm_csg.cli import display, main
 from timm_csg.cli import state as state_module
 from timm_csg.cli import train as train_module
 from timm_csg.cli.engine import Training
-from timm_csg.cli.results import Measured
 from timm_csg.cli.state import load_state
+from timm_csg.measuring import Measurement
 
 SMALL = ["--recipe", "paper", "--model", "test_resnet", "--img-size", "32", "--batch-size", "8", "--device", "cpu"]
 SMALL += ["--workers", "0", "--warmup-epochs", "0"]
@@ -45,8 +45,12 @@ def run(pictures):
 
 def stop_measuring(patch):
     """The measurement at the end takes longer than these trainings."""
-    patch.setattr(train_module, "measure", lambda *_: Measured({"accuracy": 0.5}, None, None))
-    patch.setattr(train_module, "draw", lambda *_: None)
+    patch.setattr(
+        train_module,
+        "measure_training",
+        lambda *_: Measurement({"accuracy": 0.5, "model": "", "data": ""}, {}, {}, None),
+    )
+    patch.setattr(train_module, "write_figures", lambda *_: None)
     patch.setattr(display, "result_table", lambda results: "")
 
 

@@ -32,8 +32,8 @@ def finished(pets, tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("measure", "assigned could not be measured; try again: timm-csg train --resume"),
-        ("draw", "the figures of assigned could not be drawn"),
+        ("measure_training", "assigned could not be measured; try again: timm-csg train --resume"),
+        ("write_figures", "the figures of assigned could not be drawn"),
         ("report_of_run", "the report could not be written; try again: timm-csg report"),
     ],
 )
@@ -49,7 +49,7 @@ def test_the_model_is_saved_before_anything_else_can_fail(name, said, pets, tmp_
     assert f"the models are saved in {output}, but {said}" in err
     assert "(ZeroDivisionError: float division by zero)" in err
     assert len(err.splitlines()) == 1
-    assert ("assigned" in out.partition("On the validation images")[2]) == (name != "measure")
+    assert ("assigned" in out.partition("On the validation images")[2]) == (name != "measure_training")
     assert timm_csg.from_pretrained(output / "model").num_classes == 2
     assert (output / "report.html").exists() == (name != "report_of_run")
     assert main(["train", "--resume", str(output)]) == 0

@@ -16,8 +16,8 @@ from timm_csg.cli import main
 from timm_csg.cli.comparison import comparison
 from timm_csg.cli.contestants import expand
 from timm_csg.cli.evaluate import evaluate
-from timm_csg.cli.groups import GROUPS
-from timm_csg.cli.measures import Subject, _head_on_pooled
+from timm_csg.head import head_on_pooled
+from timm_csg.numbers import GROUPS, NUMBERS
 
 CLASSES, SIDE, EACH = ("ant", "bee", "cat"), 64, 8
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -117,7 +117,7 @@ def test_every_model_has_the_same_keys(results):
     keys = [list(values) for values in results["checkpoints"].values()]
     assert list(results["checkpoints"]) == ["standard", "paper", "assigned"]
     assert keys[0] == keys[1] == keys[2]
-    assert {key for group in GROUPS.values() for key in group.keys} <= set(keys[0])
+    assert {number.key for number in NUMBERS} <= set(keys[0])
 
 
 def test_json_is_what_python_returned_and_says_where_numbers_come_from(results, output):
@@ -242,12 +242,14 @@ def test_ablation_needs_no_second_pass_where_the_head_is_pooling_and_linear(make
     for name, needs_images in (("test_resnet", False), ("test_mambaout", False), ("test_vit", True)):
         model = make_model(name)
         loader = [(images, targets)]
-        subject = Subject(model, loader, list("abcde"), measuring.collect(model, loader))
-        chosen, short = _head_on_pooled(subject)
-        assert (chosen is model) == needs_images
-        owners = torch.arange(subject.seen.features.shape[1]) % 5
-        found, expected = measuring.ablate(chosen, short, owners, 5), measuring.ablate(model, loader, owners, 5)
-        assert torch.equal(found.after.nan_to_num(), expected.after.nan_to_num())
+        seen = measuring.collect(model, loader)
+        head = head_on_pooled(model, seen.features, seen.logits)
+        assert (head is None) == needs_images
+        owners = torch.arange(seen.features.shape[1]) % 5
+        if head is not None:
+            found = measuring.ablate(head, [(seen.features, seen.targets)], owners, 5)
+            expected = measuring.ablate(model, loader, owners, 5)
+            assert torch.equal(found.after.nan_to_num(), expected.after.nan_to_num())
 
 
 def test_another_number_of_classes_is_refused(checkpoints, tmp_path, data, capsys):
@@ -316,13 +318,13 @@ def test_names_are_short_and_differ():
 def test_interrupted_evaluation_keeps_the_finished_models(checkpoints, data, tmp_path, monkeypatch):
     from timm_csg.cli import evaluate as module
 
-    write = module.write_subject
+    write = module.write_tables
 
-    def interrupt(subject, label, output):
+    def interrupt(found, class_names, label, output):
         if label == "paper":
             raise KeyboardInterrupt
-        write(subject, label, output)
+        write(found, class_names, label, output)
 
-    monkeypatch.setattr(module, "write_subject", interrupt)
+    monkeypatch.setattr(module, "write_tables", interrupt)
     assert run(checkpoints[:2], data, "--metrics", "accuracy", "--output", tmp_path / "out") == 130
     assert list(json.loads((tmp_path / "out" / "metrics.json").read_text())["checkpoints"]) == ["standard"]

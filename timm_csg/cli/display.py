@@ -11,6 +11,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from timm_csg.numbers import LABELS_GIVEN, NUMBERS, notes
+
 
 class LiveDisplay:
     """What training does, for people.
@@ -142,35 +144,25 @@ def result_table(results: dict[str, dict[str, Any]]) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
+    shown = [number for number in NUMBERS if number.head]
     table.add_column("training", no_wrap=True)
-    for column in ("accu-\nracy", "gated", "MIS", "den-\nsity", "owner\nagrees", "class\nw/o", "others", "time"):
-        table.add_column(column, justify="right", no_wrap=True)
+    for head in (*(number.head for number in shown), "time"):
+        table.add_column(head, justify="right", no_wrap=True)
     for name, result in results.items():
-        gated = _number(result["gated_accuracy"], 4) + ("†" if result["gated_accuracy_uses_labels"] else "")
-        table.add_row(
-            name,
-            _number(result["accuracy"], 4),
-            gated,
-            _number(result["mutual_information_score"], 4),
-            _number(result["gate_density"], 3),
-            _number(result["owner_agreement"], 2),
-            _number(result["class_without_its_filters"], 3),
-            _number(result["other_classes"], 3),
-            f"{result['seconds']:.0f} s",
-        )
-    bound = max((result["mutual_information_bound"] for result in results.values()), default=float("nan"))
-    notes = [
-        "gated: accuracy of the gated path.  time: seconds of training.",
-        f"MIS: mutual-information score in nats, at most {bound:.3f} here.  density: mean gate, at least 1 / classes.",
-        "owner agrees: share of filters whose gate class is the class they tell most about.",
-        "class w/o: accuracy of a class without its own filters; others: of the other classes meanwhile.",
-    ]
+        cells = [_number(result[number.key], number.places) for number in shown]
+        if result["gated_accuracy_uses_labels"]:
+            cells[[number.key for number in shown].index("gated_accuracy")] += "†"
+        table.add_row(name, *cells, f"{result['seconds']:.0f} s")
+    first: dict[str, Any] = next(iter(results.values()), {})
+    facts = {
+        "mutual_information_bound": max((result["mutual_information_bound"] for result in results.values()), default=0),
+        "least_density": 1 / max(1, len(first.get("filters_per_class", ()))),
+    }
+    said = ["gated: accuracy of the gated path.  time: seconds of training."]
+    said += notes({number.key for number in shown}, facts)
     if any(result["gated_accuracy_uses_labels"] for result in results.values()):
-        notes.append("† the label gate is given the true label: this says nothing about new images.")
-    if any(result["filter_owners_by"] == "mutual information" for result in results.values()):
-        notes.append("standard has no gate: there a filter's class is the one it tells most about.")
-    caption = "\n".join(notes)
-    table.caption, table.caption_justify = caption, "left"
+        said.append(f"† {LABELS_GIVEN}")
+    table.caption, table.caption_justify = "\n".join(said), "left"
     return table
 
 

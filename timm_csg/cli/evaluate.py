@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,21 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from timm_csg import measuring
-from timm_csg.cli.checkpoint_data import (
-    CheckpointAndData,
-    check_data_options,
-    import_plugins,
-    load_checkpoint_and_data,
-)
-from timm_csg.cli.comparison import write_subject
+from timm_csg.cli.checkpoint_data import check_data_options, import_plugins, load_checkpoint_and_data
 from timm_csg.cli.contestants import expand, settings_for
-from timm_csg.cli.groups import choose_groups
-from timm_csg.cli.measures import Subject
-from timm_csg.cli.measures_optional import ATTACKS
-from timm_csg.cli.results import write_json
+from timm_csg.cli.results import write_json, write_tables
 from timm_csg.cli.runs import folder_for_results
 from timm_csg.cli.terminal import make_console, say
-from timm_csg.model import is_differentiated
+from timm_csg.measuring import Measurement, measure
+from timm_csg.measuring.measurement import choose
 from timm_csg.version import __version__
+
+_VERSIONS = {
+    "timm_csg": __version__,
+    "timm": timm.__version__,
+    "torch": str(torch.__version__),
+    "scikit-learn": sklearn.__version__,
+}
 
 
 def evaluate(
@@ -63,16 +62,16 @@ def evaluate(
     Args:
         checkpoints: Folders made by ``save_pretrained``, plain timm folders, Hub repositories, timm names; the folder
             of a ``timm-csg train`` run stands for every model in it.
-        groups: Names of groups of metrics, see ``GROUPS``; None: those that need no more than images and labels, and
-            those whose files or attacks are given.
-        landmarks: CSV or JSON file of landmarks, for the groups ``parts``.
-        boxes: CSV or JSON file of object boxes, for the group ``localisation``.
-        attacks: Names of attacks, ``"fgsm"`` or ``"pgd"``, for the group ``adversarial``.
-        eps: Their strengths in grey levels of 255.
-        attack_images: How many images are attacked, spread evenly over the data.
+        groups: As ``landmarks``, ``boxes``, ``attacks``, ``eps``, ``attack_images`` and ``seed``: of
+            ``timm_csg.measuring.measure``.
+        landmarks: See ``groups``.
+        boxes: See ``groups``.
+        attacks: See ``groups``.
+        eps: See ``groups``.
+        attack_images: See ``groups``.
         output: Folder for ``metrics.json``, tables and figures; None: nothing is written.
         plugins: Python files or modules to import first, for example one that registers a model.
-        seed: Of everything random: the noise and halves of the mutual information, splits, attacks.
+        seed: See ``groups``.
         console: For progress; None: the terminal.
         quiet: No progress.
         **data_options: ``data``, ``data_dir``, ``val_split``, ``img_size``, ``batch_size``, ``device``, ... as in
@@ -87,17 +86,9 @@ def evaluate(
         CheckpointError, HubError: If a checkpoint cannot be loaded.
     """
     check_data_options(data_options)
-    if attack_images < 1:
-        raise ValueError(f"--attack-images must be at least 1, but is {attack_images}.")
-    bad = [value for value in eps if not 0 < value <= 255]
-    if bad:
-        raise ValueError(f"--eps takes strengths in grey levels, more than 0 and at most 255, but has {bad[0]}.")
-    unknown = sorted(set(attacks) - set(ATTACKS))
-    if unknown:
-        raise ValueError(f"unknown attack {', '.join(unknown)}; known are {', '.join(ATTACKS)}.")
     options: dict[str, Any] = {"landmarks": landmarks, "boxes": boxes, "attacks": list(attacks)}
-    chosen = choose_groups(groups, options)
-    options |= {"eps": list(eps), "attack_images": attack_images} if attacks else {}
+    strengths: dict[str, Any] = {"eps": list(eps), "attack_images": attack_images}
+    chosen = choose(groups, options | strengths)
     import_plugins(plugins)
     named = expand(checkpoints)
     settings = settings_for(named, data_options)
@@ -111,14 +102,10 @@ def evaluate(
         "seed": seed,
         "metrics": list(chosen),
         "options": {
-            key: short_name(value) if isinstance(value, (str, Path)) else value for key, value in options.items()
+            key: short_name(value) if isinstance(value, (str, Path)) else value
+            for key, value in (options | (strengths if attacks else {})).items()
         },
-        "versions": {
-            "timm_csg": __version__,
-            "timm": timm.__version__,
-            "torch": str(torch.__version__),
-            "scikit-learn": sklearn.__version__,
-        },
+        "versions": _VERSIONS,
         "checkpoints": {},
     }
     console = make_console() if console is None else console
@@ -126,38 +113,27 @@ def evaluate(
     with place, _Bar(console, len(named), quiet=quiet) as bar:
         for label, checkpoint in named.items():
             start = time.perf_counter()
-            subject = _collect(label, loaded.pop(label), seed, options, bar)
-            result = _about(subject, checkpoint) | {key: None for group in chosen.values() for key in group.keys}
-            for name, group in chosen.items():
-                bar.stage(label, name, len(subject.seen.targets))
-                result |= group.measure(subject)
-            results["images"] = len(subject.seen.targets)
-            results["checkpoints"][label] = result | {"seconds": round(time.perf_counter() - start, 1)}
+            model, loader, class_names = loaded.pop(label)
+            stage = partial(bar.stage, label, len(loader.dataset) if hasattr(loader, "dataset") else None)
+            found = measure(model, loader, groups, seed=seed, **options, **strengths, progress=bar.tick, stage=stage)
+            seconds = round(time.perf_counter() - start, 1)
+            results["images"] = len(found.subject.seen.targets)
+            results["checkpoints"][label] = _about(found, checkpoint) | found.numbers | {"seconds": seconds}
             if output is not None:
-                write_subject(subject, label, output)
+                write_tables(found, class_names, label, output)
                 write_json(results, output / "metrics.json")
     return results
 
 
-def _collect(label: str, loaded: CheckpointAndData, seed: int, options: dict[str, Any], bar: _Bar) -> Subject:
-    """The one pass over the data that most metrics are computed from."""
-    model, loader, class_names = loaded
-    dataset: Any = getattr(loader, "dataset", None)
-    bar.stage(label, "images", len(dataset) if dataset is not None else None)
-    seen = measuring.collect(model, loader, progress=bar.tick)
-    return Subject(model, loader, class_names, seen, seed=seed, options=options, tick=bar.tick)
-
-
-def _about(subject: Subject, checkpoint: str) -> dict[str, Any]:
+def _about(found: Measurement, checkpoint: str) -> dict[str, Any]:
     """What was measured."""
-    model: Any = subject.model
-    config: Any = getattr(subject.model, "pretrained_cfg", {})
-    mechanism = model.mechanism if is_differentiated(subject.model) else None
+    model: Any = found.subject.model
+    mechanism = getattr(model, "mechanism", None)
     return {
         "checkpoint": checkpoint,
-        "architecture": config.get("architecture") or type(model).__name__,
+        "architecture": getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "filters": subject.seen.features.shape[1],
+        "filters": found.subject.seen.features.shape[1],
         "mechanism": None if mechanism is None else mechanism.name,
         "mechanism_options": None if mechanism is None else mechanism.config.to_dict(),
     }
@@ -187,7 +163,7 @@ class _Bar:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
-    def stage(self, label: str, name: str, images: int | None) -> None:
+    def stage(self, label: str, images: int | None, name: str) -> None:
         """A metric begins."""
         if label not in self.seen:
             self.seen.append(label)

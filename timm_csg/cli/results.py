@@ -1,40 +1,29 @@
-"""What the trainings of a run gave: measured once at the end, written as JSON, CSV and figures."""
+"""What was measured, as files: JSON, tables by class and filter, figures; and what is measured after a training."""
 
 from __future__ import annotations
 
 import csv
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from timm_csg import measuring, metrics
 from timm_csg.checkpoint import replacing
 from timm_csg.cli.data import Data
 from timm_csg.cli.engine import Training
-from timm_csg.model import is_differentiated
+from timm_csg.cli.spelling import file_stem
+from timm_csg.measuring import Measurement, measure
+from timm_csg.numbers import SUMMARY
 
 _logger = logging.getLogger(__name__)
 
 
-class Measured(NamedTuple):
-    """What ``measure`` returns.
-
-    Attributes:
-        values: JSON-able, for ``metrics.json``.
-        mutual: Mutual information [classes, filters].
-        gate: The mechanism's class-filter matrix; None where there is none.
-    """
-
-    values: dict[str, Any]
-    mutual: torch.Tensor
-    gate: torch.Tensor | None
-
-
-def measure(training: Training, data: Data, standard_accuracy: float | None = None) -> Measured:
-    """The metrics of one trained model on the validation images.
+def measure_training(training: Training, data: Data, standard_accuracy: float | None = None) -> Measurement:
+    """What is measured of a model at the end of its training, on the validation images.
 
     Args:
         training: At its end.
@@ -42,63 +31,52 @@ def measure(training: Training, data: Data, standard_accuracy: float | None = No
         standard_accuracy: Of standard training in the same run, for the verdict; None: not known.
 
     Returns:
-        Its values: what was trained, accuracies, MIS and its bound in nats, density, agreement of owners, ablation,
-        whether the owners can be trusted, seconds; and the matrices to draw.
+        The numbers that its table, the model card and ``metrics.json`` show, and how the model was trained.
     """
-    model = training.eval_model
-    seen = measuring.collect(model, data.validation, amp_dtype=training.amp_dtype)
-    mutual = metrics.mutual_information(seen.features, seen.targets, data.num_classes)
-    gate = model.mechanism.class_filter_matrix() if is_differentiated(model) else None
-    matrix = mutual if gate is None else gate.cpu()
-    owned = metrics.owned_filters(matrix)
-    ablation = measuring.ablate(model, data.validation, owned, data.num_classes, amp_dtype=training.amp_dtype)
     settings = training.settings
-    result: dict[str, Any] = {
+    found = measure(
+        training.eval_model,
+        data.validation,
+        SUMMARY,
+        num_classes=data.num_classes,
+        amp_dtype=training.amp_dtype,
+        standard_accuracy=standard_accuracy,
+    )
+    about = {
         "recipe": training.name,
         "data": settings.data_name,
         "model": settings.model.rpartition("/")[2],
         "seed": settings.seed,
         "epochs": len(training.history),
-        "accuracy": metrics.accuracy(seen.logits, seen.targets),
-        "gated_accuracy": None,
-        "gated_accuracy_uses_labels": None,
-        "mutual_information_score": float(metrics.mutual_information_score(mutual)),
-        "mutual_information_bound": float(metrics.mutual_information_bound(seen.targets, data.num_classes).max()),
-        "gate_density": None,
-        "owner_agreement": None,
-        "class_without_its_filters": ablation.own,
-        "other_classes": ablation.others,
-        "filter_owners_by": "mutual information" if gate is None else "gate",
-        "filters_per_class": owned.sum(dim=1).tolist(),
-        "seconds": round(sum(row["seconds"] for row in training.history), 1),
     }
-    if is_differentiated(model) and gate is not None and seen.gated_logits is not None:
-        result |= {
-            "gated_accuracy": metrics.accuracy(seen.gated_logits, seen.targets),
-            "gated_accuracy_uses_labels": model.mechanism.needs_targets,
-            "gate_density": float(metrics.gate_density(gate)),
-            "owner_agreement": float(metrics.owner_agreement(matrix, mutual)),
-        }
-        judged = metrics.verdict(
-            matrix,
-            seen.features,
-            seen.targets,
-            accuracy=result["accuracy"],
-            removal=ablation,
-            standard_accuracy=standard_accuracy,
-        )
-        result |= judged.as_metrics()
-    return Measured(result, mutual, None if gate is None else matrix)
+    seconds = round(sum(row["seconds"] for row in training.history), 1)
+    return replace(found, numbers=about | found.numbers | {"seconds": seconds})
 
 
-def draw(measured: Measured, class_names: list[str], figures: Path) -> None:
-    """The figures of one training, if matplotlib is there."""
-    name, model, data = (measured.values[key] for key in ("recipe", "model", "data"))
-    title = f"{name} ({model}, {data})"
-    mutual = figures / f"mutual_information_{name}.png"
-    save_matrix_figure(mutual, measured.mutual, class_names, "mutual information (nats)", title)
-    if measured.gate is not None:
-        save_matrix_figure(figures / f"gate_{name}.png", measured.gate, class_names, "gate", title)
+def write_figures(found: Measurement, class_names: list[str], name: str, title: str, figures: Path) -> None:
+    """The gate and the mutual information as pictures, if matplotlib is there and they were measured."""
+    subject, stem = found.subject, file_stem(name)
+    if "mutual_information_score" in found.numbers:
+        path = figures / f"mutual_information_{stem}.png"
+        save_matrix_figure(path, subject.mutual, class_names, "mutual information (nats)", title)
+    if subject.gate is not None and "filters_per_class" in found.numbers:
+        save_matrix_figure(figures / f"gate_{stem}.png", subject.gate, class_names, "gate", title)
+
+
+def write_tables(found: Measurement, class_names: list[str], label: str, output: Path) -> None:
+    """Tables by class and by filter, and the figures.
+
+    Args:
+        found: What was measured.
+        class_names: One for each class.
+        label: Name of the model.
+        output: Folder, made if it does not exist.
+    """
+    stem = file_stem(label)
+    _write_table(output / f"classes_{stem}.csv", {"class": class_names, **found.classes}, class_names)
+    filters = {"filter": torch.arange(found.subject.seen.features.shape[1]), **found.filters}
+    _write_table(output / f"filters_{stem}.csv", filters, class_names)
+    write_figures(found, class_names, label, label, output / "figures")
 
 
 def save_matrix_figure(path: Path, matrix: torch.Tensor, class_names: list[str], label: str, title: str) -> None:
@@ -130,3 +108,24 @@ def write_json(values: dict[str, Any], path: Path) -> None:
     """Write JSON, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_table(path: Path, columns: dict[str, Any], class_names: Sequence[str]) -> None:
+    """Columns of equal length; class indices are written as names, NaN as nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lists = {name: column if isinstance(column, list) else column.tolist() for name, column in columns.items()}
+    for name in ("owner", "told_class"):
+        if name in lists:
+            lists[name] = [class_names[index] if index >= 0 else "" for index in lists[name]]  # nobody's: -1
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(lists)
+        writer.writerows([_cell_text(value) for value in row] for row in zip(*lists.values(), strict=True))
+
+
+def _cell_text(value: Any) -> str:
+    """A number, or a name that no spreadsheet takes for a formula."""
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.6g}"
+    text = str(value)
+    return f"'{text}" if isinstance(value, str) and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -29,7 +29,7 @@ from timm_csg.cli.distributed import Processes, joined
 from timm_csg.cli.engine import Training
 from timm_csg.cli.knobs import check_knobs
 from timm_csg.cli.report import report_of_run
-from timm_csg.cli.results import draw, measure, write_json, write_log
+from timm_csg.cli.results import measure_training, write_figures, write_json, write_log
 from timm_csg.cli.runs import check_folder, claimed, free_folder, prepare_folder
 from timm_csg.cli.settings import STANDARD, TrainSettings
 from timm_csg.cli.state import writing
@@ -135,14 +135,15 @@ class _Finished:
             save_models(training, output, self.data)
         with self._guarded(f"{name} could not be measured; try again: timm-csg train --resume {output}"):
             standard = self.measured.get(STANDARD, {}).get("accuracy")
-            measured = measure(training, self.data, standard)
+            found = measure_training(training, self.data, standard)
             with writing(output):
-                self.measured[name] = measured.values
+                self.measured[name] = found.numbers
                 write_json(self.measured, output / "metrics.json")
             with self._guarded(f"the figures of {name} could not be drawn"):
-                draw(measured, self.data.class_names, output / "figures")
+                title = f"{name} ({found.numbers['model']}, {found.numbers['data']})"
+                write_figures(found, self.data.class_names, name, title, output / "figures")
             with writing(output):
-                save_models(training, output, self.data, measured.values)
+                save_models(training, output, self.data, found.numbers)
 
     def report(self, settings: TrainSettings, device: torch.device) -> None:
         """The report of the run."""

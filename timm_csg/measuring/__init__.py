@@ -10,6 +10,7 @@ from timm_csg.measuring.interpretability import PartInterpretability, part_inter
 from timm_csg.measuring.localisation import cam_localisation
 from timm_csg.measuring.localisation_by_gradients import gradmap
 from timm_csg.measuring.localisation_by_maps import activmap
+from timm_csg.measuring.measurement import Measurement, measure
 from timm_csg.measuring.peaks import collect_peaks
 from timm_csg.measuring.stage_weights import StageWeight, stage_weight
 
@@ -17,6 +18,7 @@ __all__ = [
     "Activations",
     "Annotations",
     "Geometry",
+    "Measurement",
     "PartInterpretability",
     "ReceptiveField",
     "ShardSampler",
@@ -31,6 +33,7 @@ __all__ = [
     "fgsm",
     "gradmap",
     "input_geometry",
+    "measure",
     "part_interpretability",
     "pgd",
     "read_annotations",

@@ -8,11 +8,12 @@ from timm_csg.metrics.adversarial import (
     path_disagreement,
     threshold_detection,
 )
-from timm_csg.metrics.class_specificity import class_correlation, class_selectivity, purity
+from timm_csg.metrics.class_specificity import class_correlation, class_selectivity, owner_purity, purity
 from timm_csg.metrics.filter_quality import class_independence, contrastiveness, mono_score, spatial_diversity
 from timm_csg.metrics.gate import (
     GateCounts,
     binarity,
+    chance_agreement,
     classes_per_filter,
     filters_per_class,
     gate_counts,
@@ -62,6 +63,7 @@ __all__ = [
     "accuracy_per_class",
     "activation_similarity",
     "binarity",
+    "chance_agreement",
     "class_correlation",
     "class_independence",
     "class_selectivity",
@@ -83,6 +85,7 @@ __all__ = [
     "mutual_information_score_interval",
     "owned_filters",
     "owner_agreement",
+    "owner_purity",
     "owners",
     "path_disagreement",
     "peak_places",

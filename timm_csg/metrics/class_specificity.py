@@ -61,6 +61,33 @@ def purity(features: Tensor, targets: Tensor, num_classes: int | None = None, *,
     return torch.cat(shares)
 
 
+def owner_purity(features: Tensor, targets: Tensor, owners: Tensor, *, count: int = 9) -> float:
+    """Share of the owner's class among the pictures to which a filter responds most, over all owned filters.
+
+    Filters with the same response to every picture are left out. Of equal responses the first pictures count.
+
+    Args:
+        features: Pooled responses [samples, filters].
+        targets: Class indices [samples].
+        owners: Class of each filter, int [filters]; -1 for one that no class owns.
+        count: Number of strongest pictures; all where there are fewer.
+
+    Returns:
+        A share in [0, 1], no unit; 0 without such filters.
+
+    Example:
+        >>> features = torch.tensor([[9.0, 1.0], [8.0, 1.0], [0.0, 1.0]])
+        >>> owner_purity(features, torch.tensor([0, 1, 1]), torch.tensor([0, 1]), count=2)
+        0.5
+    """
+    check_features(features)
+    check_rows(features, targets)
+    judged = (owners >= 0) & (features.amax(dim=0) > features.amin(dim=0))
+    strongest = features[:, judged].argsort(dim=0, descending=True, stable=True)[:count]
+    hits = targets[strongest] == owners[judged]
+    return float(hits.double().mean()) if hits.numel() else 0.0
+
+
 def class_selectivity(features: Tensor, targets: Tensor, num_classes: int | None = None) -> Tensor:
     """Class selectivity index: how far a filter's mean response to its best class lies above that to the others.
 

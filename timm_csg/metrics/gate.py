@@ -180,3 +180,24 @@ def owner_agreement(gate: Tensor, mutual_information: Tensor) -> Tensor:
     owned = owned_filters(gate)
     agrees = owned.gather(0, owners(mutual_information)[None])[0]
     return agrees[owned.any(dim=0)].to(torch.get_default_dtype()).mean()
+
+
+def chance_agreement(gate: Tensor, mutual_information: Tensor) -> float:
+    """What ``owner_agreement`` would be if the filters were dealt out anew, as many for each class as it owns.
+
+    Sum over classes of the share of filters that the class owns × the share that tell most about it.
+
+    Args:
+        gate: Class-filter matrix [classes, filters]; a filter that several classes own equally counts for the first.
+        mutual_information: [classes, filters], nats.
+
+    Returns:
+        A share in [0, 1], no unit.
+
+    Example:
+        >>> chance_agreement(torch.eye(2), torch.tensor([[0.3, 0.2], [0.1, 0.1]]))
+        0.5
+    """
+    labels = (owners(gate)[owned_filters(gate).any(dim=0)], owners(mutual_information))
+    shares = [torch.bincount(each, minlength=len(gate)) / max(1, len(each)) for each in labels]
+    return float(shares[0] @ shares[1])

@@ -15,7 +15,7 @@ similarity; with a file of landmarks or boxes, or attacks to try, also parts, lo
 
 def epilog() -> str:
     """The groups of metrics."""
-    from timm_csg.cli.groups import GROUPS
+    from timm_csg.numbers import GROUPS
 
     return f"groups of metrics: {', '.join(GROUPS)}"
 

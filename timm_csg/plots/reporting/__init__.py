@@ -89,7 +89,7 @@ def report(
     if reference is not None:
         kind = "reference" if is_differentiated(reference) else "standard model"
         compared = (kind, find_out(reference, loader).numbers)
-        standard_accuracy = None if is_differentiated(reference) else compared[1].accuracy
+        standard_accuracy = None if is_differentiated(reference) else compared[1]["accuracy"]
     findings = find_out(model, loader, standard_accuracy)
     limits = Limits()
     while len(html := _html(make_book(model, loader, findings, names, title, compared, limits))) > _MOST_BYTES:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from timm_csg import explain
 from timm_csg.explain import PathEvidence
-from timm_csg.plots.reporting.findings import Findings, Numbers
+from timm_csg.plots.reporting.findings import Findings
 from timm_csg.plots.reporting.pictures import Pictures, displayable, fetch_images
 
 _BATCH = 32
@@ -116,7 +116,7 @@ class Book:
     names: list[str]
     title: str
     architecture: str
-    reference: tuple[str, Numbers] | None
+    reference: tuple[str, dict[str, Any]] | None
     classes: list[int]
     filters: list[int]
     limits: Limits
@@ -175,7 +175,7 @@ def make_book(
     findings: Findings,
     names: list[str],
     title: str | None,
-    reference: tuple[str, Numbers] | None,
+    reference: tuple[str, dict[str, Any]] | None,
     limits: Limits,
 ) -> Book:
     """Choose what is shown, and make its pictures, maps and explanations.

@@ -115,7 +115,7 @@ def filter_facts(findings: Findings, index: int) -> FilterFacts:
         measured=measured,
         by_silence=bool(responses[measured] < responses[torch.arange(len(responses)) != measured].nanmean()),
         mutual=mutual,
-        known=mutual / findings.numbers.mutual_information_bound,
+        known=mutual / findings.numbers["mutual_information_bound"],
         hits=int((findings.targets[findings.strongest[index]] == owner).sum()),
         strongest=findings.strongest.shape[1],
         loudest=float(responses.nan_to_num().max().clamp_min(1e-12)),
