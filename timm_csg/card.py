@@ -19,6 +19,8 @@ from torch import nn
 
 from timm_csg.labels import class_names
 from timm_csg.mechanisms.base import Mechanism, list_mechanisms
+from timm_csg.methods import METHODS, Method
+from timm_csg.numbers import NUMBERS
 from timm_csg.stage import find_stage
 from timm_csg.version import __version__
 
@@ -29,45 +31,6 @@ _BLOCK = re.compile(r"<!-- timm_csg: begin\b.*?<!-- timm_csg: end -->", re.DOTAL
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _OURS = " (timm_csg)"
 _MOST_CLASSES = 20
-_METHODS = {
-    "assigned": (
-        "assigned filters: every filter of the last stage belongs to a class and has learned to name it by itself",
-        "",
-    ),
-    "csg": (
-        "a class-specific gate (CSG): every filter of the last stage has learned to serve about one class",
-        """@inproceedings{liang2020training,
-  title = {Training Interpretable Convolutional Neural Networks by Differentiating Class-specific Filters},
-  author = {Liang, Haoyu and Ouyang, Zhihao and Zeng, Yuyuan and Su, Hang and He, Zihao and Xia, Shu-Tao and Zhu, Jun
-    and Zhang, Bo},
-  booktitle = {European Conference on Computer Vision (ECCV)},
-  pages = {622--638},
-  year = {2020},
-  url = {https://arxiv.org/abs/2007.08194}
-}""",
-    ),
-    "icnn": (
-        "interpretable filters (ICNN): every filter of the last stage has learned to answer to one part of an object",
-        """@inproceedings{zhang2018interpretable,
-  title = {Interpretable Convolutional Neural Networks},
-  author = {Zhang, Quanshi and Wu, Ying Nian and Zhu, Song-Chun},
-  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
-  pages = {8827--8836},
-  year = {2018},
-  url = {https://arxiv.org/abs/1710.00935}
-}""",
-    ),
-}
-_MEASURES = {
-    "accuracy": "accuracy, standard path",
-    "gated_accuracy": "accuracy, gated path",
-    "mutual_information_score": "mutual-information score (MIS), nats",
-    "mutual_information_bound": "largest MIS possible, nats",
-    "gate_density": "gate density (1 / classes: each filter serves one class)",
-    "owner_agreement": "filters whose gate class is the one they tell most about",
-    "class_without_its_filters": "accuracy of a class without its own filters",
-    "other_classes": "accuracy of the other classes meanwhile",
-}
 
 
 class Facts(NamedTuple):
@@ -195,16 +158,15 @@ def _block(model: Any, facts: Facts) -> str:
         _results(model.mechanism, facts),
         _limits(model.mechanism),
     ]
-    method = _METHODS.get(model.mechanism.name)
-    if method is not None and method[1]:
-        sections.append(f"## Citation\n\n```bibtex\n{method[1]}\n```")
+    citation = _method(model.mechanism).citation
+    if citation:
+        sections.append(f"## Citation\n\n```bibtex\n{citation}\n```")
     sections.append(f"Made with timm_csg {__version__}, timm {timm.__version__}, torch {torch.__version__}.")
     return "\n\n".join(section for section in sections if section)
 
 
 def _summary(model: Any, facts: Facts) -> str:
     architecture = model.pretrained_cfg.get("architecture", model._plain_class.__name__)
-    method = _METHODS.get(model.mechanism.name, (f"the mechanism `{model.mechanism.name}`", ""))[0]
     layer = facts.layer or str(find_stage(model))
     names = list(map(_plain, facts.class_names or class_names(model) or []))
     more = f" and {len(names) - _MOST_CLASSES} more" if len(names) > _MOST_CLASSES else ""
@@ -212,9 +174,13 @@ def _summary(model: Any, facts: Facts) -> str:
     trained = f" Training started from `{_plain(facts.base_model)}`." if facts.base_model else ""
     return (
         f"An image classifier of timm, `{architecture}` with {model.num_classes} classes{classes}, "
-        f"trained with {method}.\n"
+        f"trained with {_method(model.mechanism).words}.\n"
         f"The layer: {layer}.{trained}"
     )
+
+
+def _method(mechanism: Mechanism) -> Method:
+    return METHODS.get(mechanism.name, Method(f"the mechanism `{mechanism.name}`"))
 
 
 def _usage(model: Any, facts: Facts) -> str:
@@ -270,14 +236,13 @@ def _results(mechanism: Mechanism, facts: Facts) -> str:
     if not numbers:
         return "## Results\n\nNothing was measured for this card."
     data, seed = _told(metrics, "data", "dataset", "data_set"), _told(metrics, "seed", "seeds")
-    ordered = [name for name in _MEASURES if name in numbers] + [name for name in numbers if name not in _MEASURES]
+    titles = {number.key: number.title for number in NUMBERS if number.title}
     leaks = bool(metrics.get("gated_accuracy_uses_labels", mechanism.needs_targets))
     rows = []
-    for name in ordered:
+    for name in sorted(numbers, key=lambda name: list(titles).index(name) if name in titles else len(titles)):
         note = " (the gate is given the true label)" if name == "gated_accuracy" and leaks else ""
-        value = numbers[name]
-        shown = f"{value:.4f}" if isinstance(value, float) else str(value)
-        rows.append(f"| {_MEASURES.get(name, _plain(name.replace('_', ' ')))}{note} | {shown} |")
+        shown = f"{numbers[name]:.4f}" if isinstance(numbers[name], float) else str(numbers[name])
+        rows.append(f"| {titles.get(name, _plain(name.replace('_', ' ')))}{note} | {shown} |")
     judged = " ".join(_sentence(metrics[name]) for name in ("verdict", "verdict_advice") if metrics.get(name))
     where = f"Data: {data or 'not recorded'}. Seed: {seed or 'not recorded'}."
     opening = f"{judged}\n\n{where}" if judged else where

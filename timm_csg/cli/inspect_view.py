@@ -12,19 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from timm_csg.mechanisms.base import resolve_config
+from timm_csg.numbers import NUMBERS
 
 _HEADS = {
     "linear": "pooling, then a linear layer: a filter speaks for a class directly",
     "pooled": "more than a linear layer after the pooling: what a filter says depends on the others",
     "map": "more than pooling before the classifier: what a filter says depends on the others and on the place",
-}
-_MEASURES = {
-    "accuracy": "accuracy",
-    "gated_accuracy": "gated",
-    "mutual_information_score": "MIS",
-    "owner_agreement": "owner agrees",
-    "class_without_its_filters": "a class without its filters",
-    "other_classes": "others meanwhile",
 }
 _MOST_CLASSES = 20
 
@@ -114,9 +107,11 @@ def _measured(measured: dict[str, Any]) -> str:
     context = [
         f"{key} {measured[key]}" for key in ("recipe", "data", "epochs", "seed") if measured.get(key) is not None
     ]
-    names = _MEASURES | ({"gated_accuracy": "gated with the label given"} if _given_labels(measured) else {})
+    labels = {"gated_accuracy": "gated with the label given"} if _given_labels(measured) else {}
     values = [
-        f"{name} {measured[key]:.3f}" for key, name in names.items() if isinstance(measured.get(key), (int, float))
+        f"{labels.get(number.key, number.label.strip())} {measured[number.key]:.{number.places}f}"
+        for number in NUMBERS
+        if number.head and number.label and isinstance(measured.get(number.key), (int, float))
     ]
     return "\n".join(filter(None, (", ".join(context), ", ".join(values))))
 
