@@ -152,8 +152,8 @@ def choose(names: Sequence[str] | None, options: Mapping[str, Any]) -> dict[str,
         raise ValueError(f"no group of metrics is named; there are {', '.join(GROUPS)}.")
     for name in names or ():
         if name not in groups_of:
-            listed = f"; there are {', '.join(GROUPS)}."
-            raise ValueError(f"there is no group of metrics {name!r}{nearest(name, groups_of) or listed}")
+            listed = ", ".join(GROUPS)
+            raise ValueError(f"there is no group of metrics {name!r}; there are {listed}.{nearest(name, groups_of)}")
         needs = GROUPS[groups_of[name]].needs
         if needs and not options.get(needs):
             raise ValueError(f"the metrics {name!r} need --{needs}, in Python {needs}=...")
