@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 import timm_csg
-from timm_csg import explain
+from timm_csg import explain, metrics
 from timm_csg.checkpoint import save_plain
 from timm_csg.cli import main
 from timm_csg.cli.inspect import inspect
@@ -98,7 +98,7 @@ def test_checkpoint_tells_mechanism_owners_and_what_was_measured(saved):
     model, folder = saved
     own = inspect(str(folder))["differentiated"]
     matrix = model.mechanism.class_filter_matrix()
-    assert own["owners"] == matrix.argmax(dim=0).tolist()
+    assert own["owners"] == metrics.owners(matrix).tolist()
     assert own["density"] == pytest.approx(float(matrix.mean()))
     assert (own["mechanism"], own["config"]["solo_weight"], own["parameters"]) == ("assigned", 2.0, 96 + 5)
     assert own["metrics"]["accuracy"] == 0.5

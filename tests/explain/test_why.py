@@ -76,3 +76,12 @@ def test_class_without_own_filters_is_explained_by_all(tiny_net, picture):
 def test_class_token_models_are_explained_without_maps(make_model, images):
     (why, *_) = explain_prediction(make_model("test_vit", global_pool="token"), images)
     assert [f.map for f in why.filters] == [None] * 5
+
+
+def test_a_filter_that_serves_no_class_is_not_the_first_ones(tiny_net, picture):
+    model = timm_csg.differentiate(tiny_net(), mechanism="csg")
+    with torch.no_grad():
+        model.mechanism.gate.copy_(torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
+    (why,) = explain_prediction(model, picture, 0, top=2)  # class 0 owns nothing, so all filters are shown
+    assert [(f.filter, f.owner) for f in why.filters] == [(0, None), (1, 1)]
+    assert why.standard.owned_share == 0.0

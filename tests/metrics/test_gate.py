@@ -43,3 +43,19 @@ def test_counts_equal_a_loop_over_all_entries(random_gate):
 def test_one_owner_for_each_filter_gives_the_counts_stated():
     counts = metrics.gate_counts(torch.nn.functional.one_hot(torch.arange(12) % 4).T.float())
     assert [int(count) for count in counts] == [12, 12, 0, 12]
+
+
+def test_a_filter_that_serves_nobody_has_no_owner():
+    assert metrics.owners(torch.tensor([[0.0, 0.5], [0.0, 0.0]])).tolist() == [-1, 0]
+    peaks = metrics.Peaks(torch.ones(4, 2), torch.rand(4, 2, 2) * 32, torch.tensor([0, 0, 1, 1]), (32, 32))
+    found = metrics.location_instability(peaks, torch.rand(4, 1, 2) * 32)
+    own = found.by_owner(torch.tensor([-1, 1]))
+    assert own[0].isnan()
+    assert own[1] == found.per_filter[1, 1]
+
+
+def test_pairs_with_nobodys_filter_are_neither_within_nor_across():
+    similarity = torch.tensor([[1.0, 0.75, 0.25], [0.75, 1.0, 0.5], [0.25, 0.5, 1.0]])
+    found = metrics.summarize_similarity(similarity, torch.tensor([-1, 0, 1]))
+    assert (found.across, found.overall) == (0.5, 0.5)
+    assert found.within != found.within

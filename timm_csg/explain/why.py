@@ -12,6 +12,7 @@ from timm_csg.explain._grid import to_maps
 from timm_csg.explain._run import Path, StageRun, Targets, borrowed, per_filter, prepare, readable, resized, run_head
 from timm_csg.explain.filters import check_top, contributions, filter_matrix, is_exact, shares
 from timm_csg.metrics.display import in_one_line
+from timm_csg.metrics.gate import owners
 from timm_csg.model import is_differentiated
 
 
@@ -23,7 +24,7 @@ class FilterEvidence:
     Attributes:
         filter: Index of the filter.
         gate: How much the filter serves the class, in [0, 1]; None without a class-filter matrix.
-        owner: The class that the filter serves most; None without a class-filter matrix.
+        owner: The class that the filter serves most; None without a class-filter matrix, and where it serves none.
         activation: Mean response over positions.
         contribution: What it adds to the class's logit on this path.
         share: Contribution divided by the sum of all positive contributions of the image.
@@ -162,7 +163,7 @@ def _path_evidence(model: Any, run: StageRun, images: Tensor, path: Path, top: i
     maps = _maps(model, run, images)
     exact = is_exact(model, run.features, path)
     matrix = filter_matrix(model)
-    owner = None if matrix is None else matrix.argmax(dim=0)
+    owner = None if matrix is None else owners(matrix)
     evidence = []
     for row, target in enumerate(run.targets.tolist()):
         owned = None if owner is None else owner == target
@@ -175,7 +176,7 @@ def _path_evidence(model: Any, run: StageRun, images: Tensor, path: Path, top: i
             FilterEvidence(
                 filter=index,
                 gate=None if matrix is None else float(matrix[target, index]),
-                owner=None if owner is None else int(owner[index]),
+                owner=None if owner is None or owner[index] < 0 else int(owner[index]),
                 activation=float(activation[row, index]),
                 contribution=float(contribution[row, index]),
                 share=float(share[row, index]),

@@ -48,12 +48,14 @@ class PartInterpretability(NamedTuple):
         """The multi-class form: each filter on the class it belongs to.
 
         Args:
-            owners: Class index of each filter [filters].
+            owners: Class index of each filter [filters], -1 for nobody's.
 
         Returns:
             P of each filter's best part on its class [filters]; take its ``nanmean()``.
         """
-        return self.per_filter.gather(0, owners.cpu().long()[None])[0]
+        owners = owners.cpu().long()
+        found = self.per_filter.gather(0, owners.clamp(min=0)[None])[0]
+        return found.where(owners >= 0, torch.nan)
 
 
 def value_exceeded(maps: Iterable[Tensor], count: int) -> Tensor:

@@ -73,16 +73,11 @@ def _weight_similarity(subject: Subject) -> metrics.SimilaritySummary | None:
         weight = stage_weight(subject.model).weight
     except ValueError:  # no layer with one output for each filter
         return None
-    return _summary(subject, metrics.weight_similarity(weight).cpu())
+    return metrics.summarize_similarity(metrics.weight_similarity(weight).cpu(), subject.owners)
 
 
 def _activation_similarity(subject: Subject) -> metrics.SimilaritySummary:
-    return _summary(subject, metrics.activation_similarity(subject.seen.features))
-
-
-def _summary(subject: Subject, similarity: Tensor) -> metrics.SimilaritySummary:
-    owned = subject.owners >= 0
-    return metrics.summarize_similarity(similarity[owned][:, owned], subject.owners[owned])
+    return metrics.summarize_similarity(metrics.activation_similarity(subject.seen.features), subject.owners)
 
 
 def _images(subject: Subject) -> Tensor:
@@ -91,10 +86,7 @@ def _images(subject: Subject) -> Tensor:
 
 def _own_class(subject: Subject, found: Any) -> Tensor | None:
     """Values of each filter on the class that owns it [filters]."""
-    if found is None:
-        return None
-    owned: Tensor = found.by_owner(subject.owners.clamp(min=0))
-    return owned.where(subject.owners >= 0, torch.nan)
+    return None if found is None else found.by_owner(subject.owners)
 
 
 def _mean(values: Tensor | None) -> Tensor | None:

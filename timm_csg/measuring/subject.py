@@ -82,7 +82,7 @@ class Subject:
     @cached_property
     def owners(self) -> Tensor:
         """The class that owns each filter [filters], the first one where several do; -1 where none does."""
-        return torch.where(self.owned.any(dim=0), metrics.owners(self.ownership), -1)
+        return metrics.owners(self.ownership)
 
     @cached_property
     def pooled_head(self) -> HeadOnPooled | None:

@@ -30,19 +30,19 @@ def gate_density(gate: Tensor) -> Tensor:
 
 
 def owners(class_filter_matrix: Tensor) -> Tensor:
-    """The class that each filter serves most, by gate or by mutual information; the first one where several tie.
+    """The class that owns each filter: the one it serves most, by gate, assignment or mutual information.
 
     Args:
         class_filter_matrix: [classes, filters].
 
     Returns:
-        Class indices, int64 [filters].
+        Class indices, int64 [filters]: the first one where several tie, -1 for a filter that serves none.
 
     Example:
-        >>> owners(torch.tensor([[1.0, 0.2], [0.0, 1.0]]))
-        tensor([0, 1])
+        >>> owners(torch.tensor([[1.0, 0.2, 0.0], [0.0, 1.0, 0.0]]))
+        tensor([ 0,  1, -1])
     """
-    return class_filter_matrix.argmax(dim=0)
+    return torch.where((class_filter_matrix > 0).any(dim=0), class_filter_matrix.argmax(dim=0), -1)
 
 
 def owned_filters(class_filter_matrix: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def owner_agreement(gate: Tensor, mutual_information: Tensor) -> Tensor:
             f"{list(mutual_information.shape)}."
         )
     owned = owned_filters(gate)
-    agrees = owned.gather(0, owners(mutual_information)[None])[0]
+    agrees = owned.gather(0, mutual_information.argmax(dim=0)[None])[0]
     return agrees[owned.any(dim=0)].to(torch.get_default_dtype()).mean()
 
 
@@ -198,6 +198,7 @@ def chance_agreement(gate: Tensor, mutual_information: Tensor) -> float:
         >>> chance_agreement(torch.eye(2), torch.tensor([[0.3, 0.2], [0.1, 0.1]]))
         0.5
     """
-    labels = (owners(gate)[owned_filters(gate).any(dim=0)], owners(mutual_information))
+    owner = owners(gate)
+    labels = (owner[owner >= 0], mutual_information.argmax(dim=0))
     shares = [torch.bincount(each, minlength=len(gate)) / max(1, len(each)) for each in labels]
     return float(shares[0] @ shares[1])

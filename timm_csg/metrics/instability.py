@@ -67,12 +67,15 @@ class LocationInstability(NamedTuple):
         """Each filter on the class it belongs to, instead of the class where it is steadiest.
 
         Args:
-            owners: Class index of each filter [filters], for example ``owners(model.mechanism.class_filter_matrix())``.
+            owners: Class index of each filter [filters], -1 for nobody's, for example
+                ``owners(model.mechanism.class_filter_matrix())``.
 
         Returns:
             Mean over landmarks [filters]; take its ``nanmean()``.
         """
-        return self.per_filter.gather(0, owners.cpu().long()[None])[0]
+        owners = owners.cpu().long()
+        found = self.per_filter.gather(0, owners.clamp(min=0)[None])[0]
+        return found.where(owners >= 0, torch.nan)
 
 
 def location_instability(

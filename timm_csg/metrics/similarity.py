@@ -61,7 +61,7 @@ class SimilaritySummary(NamedTuple):
     Attributes:
         within: Of pairs with one owner.
         across: Of pairs with different owners.
-        overall: Of all pairs.
+        overall: Of all pairs, nobody's filters too.
     """
 
     within: float
@@ -74,7 +74,8 @@ def summarize_similarity(similarity: Tensor, filter_owners: Tensor) -> Similarit
 
     Args:
         similarity: [filters, filters], symmetric.
-        filter_owners: The class of each filter [filters]: ``owners(gate)`` or ``owners(mutual_information)``.
+        filter_owners: The class of each filter [filters], -1 for nobody's: ``owners(gate)`` or
+            ``owners(mutual_information)``.
 
     Returns:
         The means.
@@ -91,5 +92,6 @@ def summarize_similarity(similarity: Tensor, filter_owners: Tensor) -> Similarit
         )
     filter_owners = filter_owners.to(similarity.device)
     same = filter_owners[:, None] == filter_owners
-    pair = torch.ones_like(same).triu(1)
-    return SimilaritySummary(*(float(similarity[where].double().mean()) for where in (pair & same, pair & ~same, pair)))
+    pair, owned = torch.ones_like(same).triu(1), filter_owners >= 0
+    both = pair & owned & owned[:, None]
+    return SimilaritySummary(*(float(similarity[where].double().mean()) for where in (both & same, both & ~same, pair)))
