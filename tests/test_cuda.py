@@ -1,4 +1,7 @@
-"""On a GPU: every mechanism trains under AMP, in channels_last and compiled, and what is measured equals the CPU's."""
+"""On a GPU: every recipe trains under AMP, in channels_last and compiled, and what is measured equals the CPU's.
+
+Tolerances are those of convolutions with TensorFloat32.
+"""
 
 import copy
 
@@ -8,7 +11,7 @@ import torch.nn.functional as F
 from conftest import NUM_CLASSES
 
 import timm_csg
-from timm_csg import metrics
+from timm_csg import measuring
 from timm_csg.recipes import RECIPES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -79,18 +82,18 @@ def test_losses_are_the_cpus(make_model, batch, name, monkeypatch):
         loop.assign_filters(run, [(images, targets)])
         found[device] = loop.losses(run.train(), images, targets, F.cross_entropy)
     for term, value in found[DEVICE].items():
-        torch.testing.assert_close(value.cpu(), found["cpu"][term], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(value.cpu(), found["cpu"][term], rtol=1e-2, atol=2e-3)
 
 
 def test_numbers_are_the_cpus(make_model, batch):
     model = timm_csg.differentiate(make_model())
     images, targets = (part.cpu() for part in batch)
-    here = metrics.collect(model, [(images, targets)])
-    there = metrics.collect(copy.deepcopy(model).to(DEVICE), [batch])
-    torch.testing.assert_close(there.features, here.features, rtol=1e-3, atol=1e-4)
+    here = measuring.collect(model, [(images, targets)])
+    there = measuring.collect(copy.deepcopy(model).to(DEVICE), [batch])
+    torch.testing.assert_close(there.features, here.features, rtol=1e-2, atol=2e-3)
     owners = model.mechanism.class_filter_matrix() > 0.5
-    ours = metrics.ablate(model, [(images, targets)], owners, NUM_CLASSES)
-    theirs = metrics.ablate(copy.deepcopy(model).to(DEVICE), [batch], owners, NUM_CLASSES)
+    ours = measuring.ablate(model, [(images, targets)], owners, NUM_CLASSES)
+    theirs = measuring.ablate(copy.deepcopy(model).to(DEVICE), [batch], owners, NUM_CLASSES)
     torch.testing.assert_close(theirs.after, ours.after, atol=0.3, rtol=0)  # a picture at the border may change sides
 
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cifar_resnet20 import Batches, load_cifar  # importing it registers resnet20_cifar
 
 import timm_csg
-from timm_csg import metrics
+from timm_csg import checkpoint, measuring, metrics
 from timm_csg.recipes import RECIPES
 
 
@@ -158,7 +158,7 @@ class Run:
             if timm_csg.is_differentiated(self.model):
                 timm_csg.save_pretrained(self.model, self.args.save)
             else:
-                timm_csg.checkpoint.save_plain(self.model, self.args.save)
+                checkpoint.save_plain(self.model, self.args.save)
         return rows
 
     def loss(self, epoch: int, images: Tensor, targets: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ def changed(config: timm_csg.MechanismConfig, options: dict) -> timm_csg.Mechani
 
 def measure(model: nn.Module, test: Batches, classes: int) -> dict:
     """Numbers of the test pictures; without a gate, by mutual information."""
-    seen = metrics.collect(model, test)
+    seen = measuring.collect(model, test)
     targets = seen.targets
     mutual = metrics.mutual_information(seen.features.to(test.images.device), targets, classes).cpu()
     result = {"accuracy": metrics.accuracy(seen.logits, targets), "MIS": float(mutual.amax(dim=0).mean())}
@@ -211,7 +211,7 @@ def measure(model: nn.Module, test: Batches, classes: int) -> dict:
             "weight_on_owned": float(model.fc.weight[gate.to(model.fc.weight.device) > 0.5].abs().mean()),
             "weight_on_others": float(model.fc.weight[gate.to(model.fc.weight.device) <= 0.5].abs().mean()),
         }
-    removed = metrics.ablate(model, test, owners, classes)
+    removed = measuring.ablate(model, test, owners, classes)
     return result | {"without": removed.own, "others": removed.others}
 
 
