@@ -101,6 +101,8 @@ def gated(random_gate, random_assignment):
         with torch.no_grad():
             if mechanism.name == "csg":
                 mechanism.gate.copy_(random_gate(*mechanism.gate.shape, seed=seed))
+            elif mechanism.name == "picnn":
+                mechanism.correspondence.copy_(4 * random_gate(*mechanism.correspondence.shape, seed=seed))
             else:
                 generator = torch.Generator().manual_seed(seed)
                 mean, variance, scale = torch.rand(3, mechanism.num_filters, generator=generator).add(0.5)

@@ -42,4 +42,14 @@ METHODS = {
   url = {https://arxiv.org/abs/1710.00935}
 }""",
     ),
+    "picnn": Method(
+        "an interpretation pathway (PICNN): each filter of the last stage has learned how probably it serves a class",
+        """@inproceedings{guo2024picnn,
+  title = {PICNN: A Pathway towards Interpretable Convolutional Neural Networks},
+  author = {Guo, Wengang and Yang, Jiayi and Yin, Huilin and Chen, Qijun and Ye, Wei},
+  booktitle = {AAAI Conference on Artificial Intelligence},
+  year = {2024},
+  url = {https://arxiv.org/abs/2312.12068}
+}""",
+    ),
 }

@@ -8,6 +8,7 @@ from timm_csg.mechanisms.assigned import AssignedConfig
 from timm_csg.mechanisms.base import MechanismConfig
 from timm_csg.mechanisms.csg import CSGConfig
 from timm_csg.mechanisms.icnn import ICNNConfig
+from timm_csg.mechanisms.picnn import PICNNConfig
 from timm_csg.schedule import Alternating, Joint
 
 
@@ -62,5 +63,11 @@ RECIPES = {
         schedule=Joint(),
         gate_lr=1e-2,
     ),
+    "picnn": Recipe(
+        summary="filter-class probabilities, and a second pathway through the filters drawn for the predicted class",
+        mechanism=PICNNConfig(),
+        schedule=Joint(),
+        gate_lr=0.1,
+    ),
 }
-"""By name: ``released``, ``paper``, ``joint``, ``assigned``, ``icnn``."""
+"""By name: ``released``, ``paper``, ``joint``, ``assigned``, ``icnn``, ``picnn``."""

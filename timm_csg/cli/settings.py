@@ -64,7 +64,8 @@ class TrainSettings:
     img_size: int | None = _option(None, "image size; default: the model's", low=1)
     recipe: list[str] = _option(None, f"{STANDARD}, or recipes from the list below; each is one training")
     mechanism: str | None = _option(
-        None, "mechanism, with the options given by --option; default: the recipe's (icnn alone means --recipe icnn)"
+        None,
+        "mechanism, with the options given by --option; default: the recipe's (icnn and picnn alone mean their own)",
     )
     option: dict[str, Any] | None = _option(None, "key=value ... options of the mechanism, over the recipe's")
     paths: str | None = _option(None, "schedule over the recipe's", choices=["alternating", "joint"])
@@ -138,8 +139,8 @@ class TrainSettings:
         defaults = dict(DIGITS_DEFAULTS if self.data == DIGITS else DEFAULTS)
         if self.pretrained:
             defaults |= PRETRAINED_DEFAULTS
-        if self.mechanism == "icnn":
-            defaults["recipe"] = [STANDARD, "icnn"] if self.data == DIGITS else ["icnn"]
+        if self.mechanism in ("icnn", "picnn"):
+            defaults["recipe"] = [STANDARD, self.mechanism] if self.data == DIGITS else [self.mechanism]
         options: dict[str, Any] = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         found = replace(self, **options | self._absolute_paths())
         if found.head_lr is None:

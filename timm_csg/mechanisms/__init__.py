@@ -11,6 +11,7 @@ from timm_csg.mechanisms.base import (
 from timm_csg.mechanisms.chain import Chain, ChainConfig
 from timm_csg.mechanisms.csg import ClassSpecificGate, CSGConfig
 from timm_csg.mechanisms.icnn import ICNNConfig, InterpretableFilters
+from timm_csg.mechanisms.picnn import InterpretationPathway, PICNNConfig
 
 __all__ = [
     "AssignedConfig",
@@ -22,8 +23,10 @@ __all__ = [
     "Head",
     "ICNNConfig",
     "InterpretableFilters",
+    "InterpretationPathway",
     "Mechanism",
     "MechanismConfig",
+    "PICNNConfig",
     "list_mechanisms",
     "register_mechanism",
 ]
