@@ -78,7 +78,7 @@ def assert_same(training, expected, *, start=0):
             id=f"{mechanism}-{name}",
             marks=slow_unless(mechanism == "csg"),
         )
-        for mechanism in list_mechanisms()
+        for mechanism in [*list_mechanisms(), ("icnn", "assigned")]
         for name, schedule in SCHEDULES.items()
     ],
 )

@@ -9,7 +9,7 @@ from reference import icnn as reference
 from torch.nn.functional import cross_entropy
 
 import timm_csg
-from timm_csg import ICNNConfig, InterpretableFilters
+from timm_csg import ICNNConfig, InterpretableFilters, metrics
 from timm_csg.mechanisms.templates import (
     centre_of_gravity,
     information_terms,
@@ -355,6 +355,52 @@ def test_chain_passes_features_through_both(make_model, images, targets, members
     torch.testing.assert_close(outputs.gated, expected[1])
     assert set(outputs.losses) == {"sparsity", "part"}
     assert torch.equal(model.mechanism.class_filter_matrix(), gate.class_filter_matrix())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_mambaout"])
+def test_parts_and_owners_live_on_one_model(make_model, name, tmp_path):
+    images = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    targets = torch.arange(12) % 3
+    for index in range(3):
+        images[targets == index, index] += 1.0  # each class has a colour of its own
+    loader = [(images, targets)]
+    model = timm_csg.differentiate(make_model(name, num_classes=3), mechanism=["icnn", "assigned"]).train()
+    parts, owners = model.mechanism.members
+    assigned = timm_csg.assign_filters(model, loader)
+    assert torch.equal(model.mechanism.class_filter_matrix().bool(), assigned.matrix)
+    loop = timm_csg.TrainingMixin()
+    loop.schedule = timm_csg.Joint()
+    optimizer = torch.optim.AdamW(timm_csg.param_groups(model, lr=1e-3, gate_lr=1e-2))
+    loop.attach(optimizer, model)
+    for epoch in range(4):
+        loop.set_epoch(epoch)
+        found = loop.losses(model, images, targets, cross_entropy)
+        found["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert {"part", "solo", "gated", "standard"} <= set(found)
+    assert (int(parts.epoch), bool(parts.batches == 4), bool(owners.assigned_from_data)) == (3, True, True)
+    if model.head_kind in ("linear", "normed"):
+        assert not model.get_classifier().weight[~owners.assignment].any()
+    model.eval()
+    with torch.no_grad():
+        maps = model.forward_features(images)
+        masked = parts(maps)
+        assert torch.equal(model.mechanism(maps), masked)
+        expected = owners.gated_logits(masked, None, model.read_head())
+        assert torch.equal(model(images, paths=("gated",)).gated, expected)
+    seen, removal = metrics.collect(model, loader), metrics.ablate(model, loader, assigned.matrix, 3)
+    judged = metrics.verdict(assigned.matrix.float(), seen.features, targets, accuracy=0.9, removal=removal)
+    assert 0 <= judged.agreement <= 1
+    peaks = metrics.collect_peaks(model, loader)
+    largest = masked.amax(dim=(1, 2) if parts.channels_last else (2, 3))
+    torch.testing.assert_close(peaks.strength, largest)
+    marks = torch.rand(12, 2, 2, generator=torch.Generator().manual_seed(4)) * 64
+    steady = metrics.location_instability(peaks, marks, 3).by_owner(assigned.matrix.int().argmax(dim=0))
+    assert ((steady >= 0) & (steady < 1)).all()
+    again = timm_csg.from_pretrained(timm_csg.save_pretrained(model, tmp_path))
+    with torch.no_grad():
+        assert torch.equal(again(images), model(images))
 
 
 @pytest.mark.parametrize("first", [True, False])
