@@ -234,10 +234,10 @@ def test_short_training_makes_filters_of_their_owners(sampling):
             optimizer.zero_grad()
             loop.losses(model, images[batch], targets[batch], cross_entropy)["loss"].backward()
             optimizer.step()
-    seen = metrics.collect(model.eval(), [(images, targets)])
+    seen = measuring.collect(model.eval(), [(images, targets)])
     mutual = metrics.mutual_information(seen.features, targets, num_classes=3)
     gate = model.mechanism.class_filter_matrix()
-    removed = metrics.ablate(model, [(images, targets)], metrics.owners(gate), num_classes=3)
+    removed = measuring.ablate(model, [(images, targets)], metrics.owners(gate), num_classes=3)
     assert float((seen.logits.argmax(dim=1) == targets).float().mean()) > 0.95
     assert float((seen.gated_logits.argmax(dim=1) == targets).float().mean()) > 0.95
     assert model.mechanism.probabilities().amax(dim=0).mean() > before + 0.1
