@@ -126,6 +126,15 @@ def coarse_map(maps, gradient):
     ]
 
 
+def owner_map(maps, gradient, owned):
+    """dy/dA * A, summed over the filters that the class owns."""
+    _, height, width = shape(maps)
+    return [
+        [sum(gradient[k][y][x] * maps[k][y][x] for k in range(len(maps)) if owned[k]) for x in range(width)]
+        for y in range(height)
+    ]
+
+
 def upsampled(plane, height, width):
     """Bilinear; the centre of cell i of n lies at (i + 1/2) / n of the side, and the border is repeated."""
 

@@ -3,7 +3,7 @@
 Every function takes plain and differentiated timm models. Where a method does not apply, it says why and what does.
 """
 
-from timm_csg.explain.class_maps import Normalised, cam, coarse_map, grad_cam, guided_grad_cam, normalise
+from timm_csg.explain.class_maps import Normalised, cam, coarse_map, grad_cam, guided_grad_cam, normalise, owner_map
 from timm_csg.explain.factors import factor_activation_map, factor_maps
 from timm_csg.explain.filters import (
     ClassFilters,
@@ -37,6 +37,7 @@ __all__ = [
     "guided_backprop",
     "guided_grad_cam",
     "normalise",
+    "owner_map",
     "patches",
     "strongest_images",
 ]

@@ -1,4 +1,4 @@
-"""Maps of the evidence for a class on the last stage's grid: CAM, Grad-CAM, Guided Grad-CAM and a coarser relative."""
+"""Maps of the evidence for a class on the last stage's grid: by its own filters, CAM, Grad-CAM and relatives."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from timm_csg.explain._run import (
 from timm_csg.explain.gradients import backward_with_features
 from timm_csg.head import effective_weight, find_classifier, probe_head
 from timm_csg.metrics.display import in_one_line
+from timm_csg.metrics.gate import owned_filters
 from timm_csg.model import is_differentiated
 from timm_csg.stage import is_channels_last
 
@@ -144,6 +145,66 @@ def guided_grad_cam(model: nn.Module, images: Tensor, targets: Targets = None) -
         signal, features, indices = backward_with_features(inner, images, targets, "guided")
         maps = _sized(_grad_cam(inner, run_head(inner, features, indices), images), images, upsample=True)
         return readable(signal * maps[:, None])
+
+
+def owner_map(
+    model: nn.Module, images: Tensor, targets: Targets = None, *, upsample: bool = True, path: Path = "standard"
+) -> Tensor:
+    """The evidence for a class by the filters that it owns: what each place adds to the class's logit through them.
+
+    M_c(x, y) = sum over own filters k of dy/dA_k(x, y) · A_k(x, y), with y the logit of class c. Where the head is
+    pooling → linear, that is weight × response / positions, no gradient is needed (``timm_csg.export_onnx``), and the
+    sum of the map over the grid is exactly what the class's own filters add to its logit; with a classifier masked to
+    them (assigned filters), the sum plus the bias is the logit. Behind other heads it is a first-order estimate.
+
+    Of a vision transformer, places are the patch tokens. A head that reads only the class token allows evidence by
+    filter (``explain_prediction``), but none by place, and is refused. Where the mean is over all tokens (the gated
+    path of assigned filters behind a norm), the sum of the map lacks what class and register tokens add.
+
+    Args:
+        model: A differentiated model whose features form a grid; left as found. Behind a mechanism that acts at
+            inference (ICNN), the maps are the masked ones.
+        images: [batch, channels, height, width], normalised as in training.
+        targets: Class indices [batch], or one index for all images; None: the class predicted by the standard path.
+        upsample: Bilinear, to the size of the images; otherwise on the grid of the stage, where the sum holds.
+        path: Which logit, see ``grad_cam``.
+
+    Returns:
+        [batch, height, width], logit units, negative where own filters speak against the class; not normalised. All 0
+        for a class that owns no filter.
+
+    Raises:
+        TypeError: If the model is not a timm classifier, or images or targets have the wrong type.
+        ValueError: If its filters have no owners, or see ``grad_cam``.
+
+    Example:
+        >>> import timm, timm_csg
+        >>> model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=2))
+        >>> owner_map(model, torch.zeros(1, 3, 64, 64), upsample=False).shape
+        torch.Size([1, 2, 2])
+    """
+    with borrowed(model) as inner:
+        owned = own_filters(inner)
+        run = run_stage(inner, images, targets, path)
+        evidence = _gradient_maps(inner, run, images) * to_maps(inner, run.features, images)
+        maps = torch.einsum("bfhw,bf->bhw", evidence, owned[run.targets].to(evidence.dtype))
+        return readable(_sized(maps, images, upsample))
+
+
+def own_filters(model: Any) -> Tensor:
+    """Which filters each class owns, bool [classes, filters].
+
+    Raises:
+        ValueError: If the filters of the model have no owners.
+    """
+    matrix = model.mechanism.class_filter_matrix() if is_differentiated(model) else None
+    if matrix is None:
+        why = "knows its filters' categories only after a training step" if is_differentiated(model) else "is plain"
+        raise ValueError(
+            f"the filters of {type(model).__name__} have no owners, because it {why}; differentiate() and train it, or "
+            "use explain.grad_cam, which needs none."
+        )
+    return owned_filters(matrix)
 
 
 def coarse_map(

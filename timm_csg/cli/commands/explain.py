@@ -12,7 +12,7 @@ SUMMARY = "say why images are given their class: pictures of where, a table of t
 DESCRIPTION = """Say why images are given their class: heat maps as PNG files, and a table of the filters behind
 each answer."""
 OPTIONS = ("data", "data_dir", "val_split", "val_fraction", "val_seed", "num_classes", "img_size", "device")
-METHODS = ("grad_cam", "cam", "coarse_map", "guided_grad_cam", "gradient", "guided_backprop", "deconvnet")
+METHODS = ("owner_map", "grad_cam", "cam", "coarse_map", "guided_grad_cam", "gradient", "guided_backprop", "deconvnet")
 FILTERS = "filters"
 
 
