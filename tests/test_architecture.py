@@ -43,6 +43,8 @@ LEVELS = {
     "timm_csg.loading": 4,
     "timm_csg.recipes": 3,
     "timm_csg.explain": 3,
+    "timm_csg.explained": 4,
+    "timm_csg.export": 5,
     "timm_csg.hub_errors": 3,
     "timm_csg.hub": 5,
     "timm_csg.pushing": 6,

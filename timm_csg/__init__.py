@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from timm_csg.adaptation import Adaptation, adapt
     from timm_csg.assignment import Assignment, assign_filters
     from timm_csg.checkpoint import save_pretrained
+    from timm_csg.export import Exported, export_onnx, export_program
     from timm_csg.freezing import freeze
     from timm_csg.groups import param_groups
     from timm_csg.hub import from_pretrained
@@ -62,6 +63,7 @@ __all__ = [
     "CheckpointError",
     "ClassSpecificGate",
     "DifferentiatedModel",
+    "Exported",
     "HubError",
     "ICNNConfig",
     "InterpretableFilters",
@@ -78,6 +80,8 @@ __all__ = [
     "adapt",
     "assign_filters",
     "differentiate",
+    "export_onnx",
+    "export_program",
     "find_stage",
     "freeze",
     "from_pretrained",
@@ -97,6 +101,7 @@ _NAMES = {
     "adaptation": ("Adaptation", "adapt"),
     "assignment": ("Assignment", "assign_filters"),
     "checkpoint": ("save_pretrained",),
+    "export": ("Exported", "export_onnx", "export_program"),
     "freezing": ("freeze",),
     "groups": ("param_groups",),
     "hub": ("from_pretrained",),

@@ -154,7 +154,8 @@ def _start_logging(*, quiet: bool) -> None:
     console = make_console(stderr=True)
     handler = RichHandler(console=console, show_path=False, show_time=False) if console.is_terminal else _Lines()
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", handlers=[handler])
-    for name, least in (("timm", logging.WARNING), ("matplotlib", logging.WARNING), ("huggingface_hub", logging.ERROR)):
+    quieter = dict.fromkeys(("timm", "matplotlib", "onnxscript", "onnx_ir"), logging.WARNING)
+    for name, least in (quieter | {"huggingface_hub": logging.ERROR}).items():
         logging.getLogger(name).setLevel(least)
 
 

@@ -6,13 +6,14 @@ Every command offers ``SUMMARY``, ``DESCRIPTION``, ``add_arguments(parser)`` and
 
 from types import ModuleType
 
-from timm_csg.cli.commands import evaluate, explain, inspect, push, report, train
+from timm_csg.cli.commands import evaluate, explain, export, inspect, push, report, train
 
 COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "evaluate": evaluate,
     "inspect": inspect,
     "explain": explain,
+    "export": export,
     "report": report,
     "push": push,
 }
