@@ -202,6 +202,23 @@ def test_what_cannot_be_exported_is_refused_with_the_remedy(tiny_model, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_operation_that_the_exporter_does_not_know_is_one_sentence(tiny_model, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise torch.onnx.OnnxExporterError("no such operation")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ValueError, match=r"cannot convert; export_program may still work.*no such operation"):
+        timm_csg.export_onnx(timm_csg.differentiate(tiny_model), tmp_path / "model.onnx", preprocessing=SIZE)
+
+
+def test_fused_attention_is_as_before_afterwards(make_model, tmp_path):
+    model = timm_csg.differentiate(make_model("test_vit"))
+    fused = [module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")]
+    timm_csg.export_onnx(model, tmp_path / "model.onnx", preprocessing=SIZE)
+    assert [module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")] == fused
+    assert any(fused)
+
+
 def test_nothing_to_export_is_an_error(make_model, tmp_path):
     model = timm_csg.differentiate(make_model("test_convnext"))
     with pytest.raises(ValueError, match="nothing to export: the head of ConvNeXt"):

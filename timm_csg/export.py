@@ -87,8 +87,8 @@ def export_onnx(
     Raises:
         ImportError: If onnx or onnxscript is missing; the message names the extra.
         TypeError: If the model is not differentiated.
-        ValueError: If an output is unknown, names or preprocessing do not suit the model, or the file would be larger
-            than 2 GB.
+        ValueError: If an output is unknown, names or preprocessing do not suit the model, the file would be larger than
+            2 GB, or PyTorch's exporter cannot convert the architecture.
         OSError: If the file cannot be written.
     """
     if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxscript") is None:
@@ -103,14 +103,9 @@ def export_onnx(
                 f"{type(explained.model).__name__} has {size / 1e9:.1f} GB of weights, but one ONNX file holds at most "
                 "2 GB; export it in half precision, model.half(), or use export_program."
             )
-        converted: Any = torch.onnx.export(
-            _program(explained),
-            dynamo=True,
-            dynamic_shapes={name: {0: "batch"} if name == "images" else None for name in explained.inputs},
-            input_names=list(explained.inputs),
-            output_names=list(explained.outputs),
-            verbose=False,
-        )
+        with _written_out_attention(explained.model):
+            program = _program(explained)
+        converted = _converted(explained, program)
         if "map" in explained.outputs:
             _let_target_be_left_out(converted.model.graph)
         converted.model.metadata_props.update(_metadata(explained, config, labels))
@@ -191,11 +186,47 @@ def _program(explained: ExplainedModel) -> ExportedProgram:
     predicted = torch.full((1,), _PREDICTED, device=explained.images.device)
     inputs = {"images": explained.images, "target": predicted}
     sizes: dict[str, Any] = {"images": {0: Dim("batch")}, "target": None}
-    return torch.export.export(
-        explained,
-        tuple(inputs[name] for name in explained.inputs),
-        dynamic_shapes={name: sizes[name] for name in explained.inputs},
-    )
+    try:
+        return torch.export.export(
+            explained,
+            tuple(inputs[name] for name in explained.inputs),
+            dynamic_shapes={name: sizes[name] for name in explained.inputs},
+        )
+    except RuntimeError as error:  # what depends on the batch, or on values
+        raise ValueError(
+            f"torch.export cannot trace {type(explained.model).__name__} for batches of any size: {error}"
+        ) from error
+
+
+def _converted(explained: ExplainedModel, program: ExportedProgram) -> Any:
+    """The program as one of ONNX, with our names."""
+    try:
+        return torch.onnx.export(
+            program,
+            dynamo=True,
+            dynamic_shapes={name: {0: "batch"} if name == "images" else None for name in explained.inputs},
+            input_names=list(explained.inputs),
+            output_names=list(explained.outputs),
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise ValueError(
+            f"{type(explained.model).__name__} has an operation that torch.onnx cannot convert; export_program may "
+            f"still work. The reason: {error.__cause__ or error}"
+        ) from error
+
+
+@contextmanager
+def _written_out_attention(model: nn.Module) -> Iterator[None]:
+    """Attention as products and a softmax: the exporter takes fused ones of four dimensions only (NesT has five)."""
+    fused: list[Any] = [module for module in model.modules() if getattr(module, "fused_attn", False) is True]
+    try:
+        for module in fused:
+            module.fused_attn = False
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True
 
 
 def _metadata(explained: ExplainedModel, preprocessing: dict[str, Any], labels: Mapping[str, Any]) -> dict[str, str]:
