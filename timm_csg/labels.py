@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from timm_csg.checks import nearest, whole
+
 _PREPROCESSING: dict[str, Callable[[Any], Any]] = {
     "input_size": lambda size: tuple(map(int, size)),
     "interpolation": str,
@@ -42,6 +44,33 @@ def class_names(model: nn.Module) -> list[str] | None:
     if not isinstance(names, (list, tuple)) or len(names) != count or None in names:
         return None
     return [str(name) for name in names]
+
+
+def class_index(label: str | int, names: Sequence[str]) -> int:
+    """The index of a class that is named, or whose number is given.
+
+    Args:
+        label: Its name, or its index as a number or text; a name goes first.
+        names: The names of all classes, in order.
+
+    Raises:
+        ValueError: If there is no such class.
+
+    Example:
+        >>> class_index("dog", ["cat", "dog"]), class_index(0, ["cat", "dog"]), class_index("1", ["cat", "dog"])
+        (1, 0, 1)
+    """
+    number = whole(label)
+    if number is not None and 0 <= number < len(names):
+        return number
+    text = str(label)
+    if number is None and text in names:
+        return list(names).index(text)
+    if number is None and text.isdecimal() and int(text) < len(names):
+        return int(text)
+    listed = f"; the model has {', '.join(names[:12])}{', ...' * (len(names) > 12)}."
+    question = nearest(text, names)
+    raise ValueError(f"there is no class {text!r}{'.' + question if question else listed}")
 
 
 def label_entries(

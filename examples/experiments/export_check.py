@@ -39,6 +39,7 @@ def make(name: str, mechanism: str = "assigned") -> torch.nn.Module:
     architecture, _, pooling = name.partition(":")
     options = {"global_pool": pooling, "fc_norm": False} if pooling else {}
     model = timm.create_model(architecture, num_classes=10, **options).eval()
+    torch.nn.init.normal_(model.get_classifier().weight, std=0.02)  # some start at 0
     timm_csg.differentiate(model, mechanism=mechanism)
     if mechanism == "icnn":
         model.mechanism.category.copy_(torch.arange(model.num_features) % 10)

@@ -20,6 +20,7 @@ from timm_csg import explain as methods_module
 from timm_csg.checkpoint import replacing
 from timm_csg.cli.checkpoint_data import import_plugins, input_config, load_model, match_classes, run_settings
 from timm_csg.cli.commands.explain import FILTERS, METHODS, OPTIONS
+from timm_csg.cli.contrast import Versus, versus_class
 from timm_csg.cli.data import class_names as names_of
 from timm_csg.cli.data import open_split
 from timm_csg.cli.distributed import find_device
@@ -29,7 +30,7 @@ from timm_csg.cli.runs import folder_for_results
 from timm_csg.cli.settings import DIGITS, TrainSettings
 from timm_csg.cli.spelling import check_choice, did_you_mean, file_stem
 from timm_csg.explain import PredictionExplanation
-from timm_csg.labels import class_names
+from timm_csg.labels import class_index, class_names
 from timm_csg.plots import overlay
 from timm_csg.plots.reporting.pictures import displayable
 
@@ -46,12 +47,14 @@ class Explained(NamedTuple):
         why: The filters behind the answer.
         answer: Name of the explained class.
         pictures: The files that were written.
+        versus: What decides between its class and another one that was named.
     """
 
     image: Path
     why: PredictionExplanation
     answer: str
     pictures: list[Path]
+    versus: Versus | None = None
 
 
 def explain(
@@ -60,6 +63,7 @@ def explain(
     *,
     methods: Sequence[str] = ("grad_cam",),
     target: str | int | None = None,
+    against: str | int | None = None,
     top: int = 5,
     output: str | Path | None = "explained",
     plugins: Sequence[str] = (),
@@ -74,6 +78,7 @@ def explain(
         methods: Which maps to draw: names of ``timm_csg.explain``, and ``"filters"`` for the map of each filter that is
             named in the explanation.
         target: Name or index of the class to explain; None: the predicted one.
+        against: Another class, to say what decides between the two, with a figure; see ``versus_class``.
         top: Filters for each image, 1 or more.
         output: Folder for the pictures, one for each image and map; None: none are written.
         plugins: Python files or modules to import first.
@@ -110,7 +115,8 @@ def explain(
     if "data" in data_options or (names is None and has_data):
         names = _names_in_data(checkpoint, model, settings, must="data" in data_options)
     names = _numbers(model) if names is None else names
-    label = None if target is None else _class_index(target, names)
+    label = None if target is None else class_index(target, names)
+    rival = None if against is None else class_index(against, names)
     whole = settings.data == DIGITS and has_data
     pictures = None if output is None else _Pictures(Path(output))
 
@@ -118,7 +124,11 @@ def explain(
         image = _read(path, model, settings, whole=whole)
         why = methods_module.explain_prediction(model, image, label, top=top)[0]
         written = [] if pictures is None else pictures.draw(model, image, why, methods, path.stem)
-        return Explained(path, why, names[why.target], written)
+        versus = None if rival is None else versus_class(model, image, why, rival, names, top)
+        if pictures is not None and versus is not None:
+            written.append(pictures.draw_versus(model, image, versus, path.stem))
+        answer = why.target if versus is None else versus.contrast.classes[0]
+        return Explained(path, why, names[answer], written, versus)
 
     with nullcontext() if output is None else folder_for_results(Path(output)):
         return _all_that_can_be_read(one, files, progress)
@@ -183,16 +193,6 @@ def _names_in_data(checkpoint: str, model: nn.Module, settings: TrainSettings, *
     return match_classes(checkpoint, model, names, settings)[0]
 
 
-def _class_index(target: str | int, names: list[str]) -> int:
-    text = str(target)
-    if text in names:
-        return names.index(text)
-    if text.isdecimal() and int(text) < len(names):
-        return int(text)
-    listed = f"; the model has {', '.join(names[:12])}{', ...' * (len(names) > 12)}."
-    raise ValueError(f"there is no class {text!r}{did_you_mean(text, names) or listed}")
-
-
 def _read(path: Path, model: nn.Module, settings: TrainSettings, *, whole: bool) -> Tensor:
     """One image as the model wants it [1, channels, height, width]."""
     config = input_config(model, settings)
@@ -227,6 +227,13 @@ class _Pictures:
             with replacing(path) as temporary:
                 overlay(pixels, heat.cpu()).save(temporary, format="PNG")
         return files
+
+    def draw_versus(self, model: nn.Module, image: Tensor, versus: Versus, stem: str) -> Path:
+        """The figure of two classes; the file."""
+        [path] = self._names(file_stem(stem), ["versus"])
+        with replacing(path) as temporary:
+            versus.figure(_pixels(model, image)[None]).savefig(temporary, format="png", dpi=150)
+        return path
 
     def _names(self, stem: str, maps: Sequence[str]) -> list[Path]:
         for number in itertools.count(1):

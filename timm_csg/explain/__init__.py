@@ -14,10 +14,12 @@ from timm_csg.explain.filters import (
     strongest_images,
 )
 from timm_csg.explain.gradients import activation_counts, deconvnet, gradient, guided_backprop
+from timm_csg.explain.two_classes import Contrast, contrast
 from timm_csg.explain.why import FilterEvidence, PathEvidence, PredictionExplanation, explain_prediction
 
 __all__ = [
     "ClassFilters",
+    "Contrast",
     "FilterEvidence",
     "Normalised",
     "PathEvidence",
@@ -27,6 +29,7 @@ __all__ = [
     "cam",
     "class_filters",
     "coarse_map",
+    "contrast",
     "deconvnet",
     "explain_prediction",
     "factor_activation_map",

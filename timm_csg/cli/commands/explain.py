@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"maps to draw: {', '.join([*METHODS, FILTERS])} (default: grad_cam)",
     )
     parser.add_argument("--target", metavar="CLASS", help="name or number of the class to explain (default: predicted)")
+    parser.add_argument(
+        "--against",
+        metavar="CLASS",
+        help="name or number of another class: what decides between it and the class that is explained",
+    )
     parser.add_argument("--top", type=int, default=5, help="filters for each image (default: 5)")
     parser.add_argument("--output", type=path, default=Path("explained"), help="folder for the pictures (explained)")
     add_plugin_argument(parser)
@@ -40,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Explain, and print the table."""
+    from timm_csg.cli.contrast import contrast_table
     from timm_csg.cli.explain import explain, explanation_table
 
     console, seen = make_console(), 0
@@ -55,13 +61,14 @@ def run(args: argparse.Namespace) -> int:
         args.checkpoint,
         methods=args.method,
         target=args.target,
+        against=args.against,
         top=args.top,
         output=args.output,
         plugins=args.plugin,
         progress=tell,
         **given_options(args, OPTIONS),
     )
-    console.print(explanation_table(found, args.checkpoint))
+    console.print((explanation_table if args.against is None else contrast_table)(found, args.checkpoint))
     count = sum(len(each.pictures) for each in found)
     console.print(f"{count} pictures in {args.output}", soft_wrap=True)
     return 0 if len(found) == seen else 2  # those that cannot be read have been named
