@@ -56,13 +56,14 @@ def owners_of(model: nn.Module, features: Tensor, targets: Tensor) -> Tensor:
     return metrics.owned_filters(metrics.mutual_information(features, targets, model.num_classes))
 
 
-def check(model: nn.Module, images: Tensor, targets: Tensor, pairs: list[tuple[int, int]], owned: Tensor) -> dict:
-    """Shares of pictures whose answer turns, over all pictures of all pairs."""
+def check(model: nn.Module, images: Tensor, pairs: list[tuple[int, int]], owned: Tensor, *, close: bool) -> dict:
+    """Shares of pictures whose answer turns, of all pairs; ``close``: where the other class comes second."""
     generator, tally = torch.Generator().manual_seed(0), {}
     with torch.no_grad():
-        answer = model(images).argmax(dim=1)
+        answer, second = model(images).topk(2, dim=1).indices.unbind(dim=1)
     for one, other in pairs:
-        rows = ((answer == one) | (answer == other)).nonzero()[:, 0]
+        is_first, is_second = ((best == one) | (best == other) for best in (answer, second))
+        rows = (is_first & is_second if close else is_first).nonzero()[:, 0]
         found = explain.contrast(model, images[rows], one, other, upsample=False)
         own = owned[answer[rows]]
         top = torch.zeros_like(found.deciding).scatter(1, found.filters, True) & found.deciding
@@ -93,13 +94,14 @@ def main(arguments: list[str] | None = None) -> list[dict]:
         pairs = confused_pairs(seen.logits, targets)
         owned = owners_of(model, seen.features, targets)
         found = {"method": args.method, "seed": seed, "accuracy": metrics.accuracy(seen.logits, targets)}
-        results.append(found | check(model, images, targets, pairs, owned))
-        print(json.dumps(results[-1]), flush=True)
+        for close in (False, True):
+            results.append(found | {"close": close} | check(model, images, pairs, owned, close=close))
+            print(json.dumps(results[-1]), flush=True)
         print("pairs:", ", ".join(f"{animals.classes[one]}/{animals.classes[other]}" for one, other in pairs))
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             with Path(args.output).open("a") as file:
-                file.write(json.dumps(results[-1]) + "\n")
+                file.writelines(json.dumps(result) + "\n" for result in results[-2:])
     return results
 
 

@@ -39,7 +39,8 @@ def make(name: str, mechanism: str = "assigned") -> torch.nn.Module:
     architecture, _, pooling = name.partition(":")
     options = {"global_pool": pooling, "fc_norm": False} if pooling else {}
     model = timm.create_model(architecture, num_classes=10, **options).eval()
-    torch.nn.init.normal_(model.get_classifier().weight, std=0.02)  # some start at 0
+    classifier = model.get_classifier()
+    torch.nn.init.normal_(getattr(classifier, "fc", classifier).weight, std=0.02)  # some start at 0
     timm_csg.differentiate(model, mechanism=mechanism)
     if mechanism == "icnn":
         model.mechanism.category.copy_(torch.arange(model.num_features) % 10)
@@ -60,7 +61,8 @@ def expected(model: torch.nn.Module, images: Tensor, outputs: tuple[str, ...]) -
     if "evidence" in outputs:
         own = metrics.owned_filters(model.mechanism.class_filter_matrix())
         pooled = timm_csg.undifferentiate(model).forward_head(features, pre_logits=True)
-        found["evidence"] = pooled @ (model.get_classifier().weight.flatten(1) * own).T
+        classifier = model.get_classifier()
+        found["evidence"] = pooled @ (getattr(classifier, "fc", classifier).weight.flatten(1) * own).T
     return {name: value.double() for name, value in found.items()}
 
 
