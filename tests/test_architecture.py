@@ -15,6 +15,7 @@ NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("._
 # Level of a module or package; a file may import only what lies below it, or its own package (design.md, section 8).
 LEVELS = {
     "timm_csg.checks": -1,
+    "timm_csg.peaks": -1,
     "timm_csg.running": -1,
     "timm_csg.version": 0,
     "timm_csg.methods": 0,
@@ -68,7 +69,6 @@ FILE_LINES = 300
 LONGER = {
     "timm_csg.cli.data": 302,
     "timm_csg.mechanisms.assigned": 346,
-    "timm_csg.mechanisms.icnn": 313,
     "timm_csg.model": 369,
 }
 # Functions that hide the module of their name; to be emptied.
@@ -122,7 +122,11 @@ def test_imports_only_go_down():
 
 
 def test_mechanisms_import_only_what_all_of_them_share():
-    shared = {"timm_csg.checks", *(f"timm_csg.mechanisms.{other}" for other in ("base", "targets", "templates"))}
+    shared = {
+        "timm_csg.checks",
+        "timm_csg.peaks",
+        *(f"timm_csg.mechanisms.{other}" for other in ("base", "targets", "templates")),
+    }
     offenders = [
         f"{name} imports {other}"
         for path, name in MODULES
@@ -138,7 +142,7 @@ def test_metrics_import_only_metrics():
         for path, name in MODULES
         if name.startswith("timm_csg.metrics")
         for other in our_imports(path, name)
-        if not other.startswith(("timm_csg.metrics", "timm_csg.checks"))
+        if not other.startswith(("timm_csg.metrics", "timm_csg.checks", "timm_csg.peaks"))
     ]
     assert offenders == []
 

@@ -14,10 +14,10 @@ from timm_csg.mechanisms.templates import (
     centre_of_gravity,
     information_terms,
     part_template,
-    peak,
     template_fits,
     template_table,
 )
+from timm_csg.peaks import peak
 
 BOTH = ("standard", "gated")
 GRIDS = pytest.mark.parametrize("grid", [(4, 4), (3, 5), (5, 3), (1, 1), (1, 4)])
@@ -62,9 +62,35 @@ def test_released_mask_sits_at_the_centre_of_gravity():
 @GRIDS
 def test_positions_are_those_of_the_loops(grid):
     maps = sample(4, 2, *grid).relu()
-    for found, literal in ((peak(maps), reference.peak), (centre_of_gravity(maps), reference.centre)):
+    peaks = torch.stack([peak(maps) // grid[1], peak(maps) % grid[1]], dim=-1)
+    for found, literal in ((peaks, reference.peak), (torch.stack(centre_of_gravity(maps), dim=-1), reference.centre)):
         expected = [[literal(rows) for rows in image] for image in maps.tolist()]
-        assert torch.stack(found, dim=-1).tolist() == [[list(at) for at in image] for image in expected]
+        assert found.tolist() == [[list(at) for at in image] for image in expected]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("grid", [(7, 7), (10, 10), (6, 11), (45, 45)])
+def test_peak_of_a_plateau_is_its_centre_as_in_the_loops(grid, dtype):
+    smooth = torch.nn.functional.avg_pool2d(sample(1, 30, *grid), 3, stride=1, padding=1)
+    maps = (20 * smooth).clamp(0, 6).to(dtype)  # as a ReLU6 cuts: plateaus of every size, in one piece or several
+    maps[0, 0], maps[0, 1] = 6, 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # in which a matrix product would round
+        found = peak(maps)
+    expected = [reference.peak(rows) for rows in maps[0].tolist()]
+    assert [divmod(at, grid[1]) for at in found[0].tolist()] == expected
+    assert divmod(int(found[0, 0]), grid[1]) == ((grid[0] - 1) // 2, (grid[1] - 1) // 2)
+    assert int(found[0, 1]) == 0
+    values = maps[0].flatten(1).gather(1, found[0][:, None])[:, 0]
+    assert torch.equal(values, maps[0].amax(dim=(1, 2)))
+
+
+def test_mask_of_a_plateau_sits_in_its_middle():
+    features = torch.zeros(1, 1, 5, 5)
+    features[0, 0, 1:4, 1:4] = 6.0
+    masked = make(num_filters=1)(features)[0, 0]
+    assert masked[2, 2] == 6
+    assert (masked.flatten() == 6).sum() == 1
+    assert torch.equal(masked, masked.flip(0, 1))
 
 
 def test_empty_map_stays_empty_and_has_a_finite_gradient():
@@ -78,8 +104,7 @@ def test_empty_map_stays_empty_and_has_a_finite_gradient():
 def test_gradient_of_the_mask_is_the_mask_itself():
     features = sample(1, 1, 4, 4).relu().requires_grad_()
     make(num_filters=1)(features).sum().backward()
-    row, column = peak(features)
-    expected = part_template(row, column, 4, 4, 4.0).clamp(min=0) * (features > 0)
+    expected = part_template(peak(features) // 4, peak(features) % 4, 4, 4, 4.0).clamp(min=0) * (features > 0)
     torch.testing.assert_close(features.grad, expected.double())
 
 

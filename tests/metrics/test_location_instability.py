@@ -127,6 +127,15 @@ def test_collected_peaks_are_those_of_the_maps(make_model, images, targets, name
     assert found.image_size == (64, 64)
 
 
+def test_a_plateau_stands_for_its_centre_and_a_silent_map_for_its_first_position():
+    maps = torch.zeros(1, 2, 3, 5)
+    maps[0, 0, :, 2:] = 6.0
+    centres = torch.arange(5.0)
+    strength, place = metrics.peak_places(maps, centres[:3], centres)
+    assert strength.tolist() == [[6.0, 0.0]]
+    assert place.tolist() == [[[3.0, 1.0], [0.0, 0.0]]]
+
+
 def test_a_mask_that_acts_at_inference_is_looked_through(tiny_model, images, targets):
     model = timm_csg.differentiate(tiny_model, mechanism="csg")
     loader = [(images, targets)]

@@ -6,6 +6,7 @@ Loss = -sum_T p(T) sum_x p(x|T) log(p(x|T) / p(x)). Maps are [images][filters] o
 """
 
 import math
+from fractions import Fraction
 
 import torch
 
@@ -17,8 +18,13 @@ def template(row, column, height, width, beta):
 
 
 def peak(rows):
-    """Position of the largest value, the first row by row."""
-    return max(((i, j) for i in range(len(rows)) for j in range(len(rows[0]))), key=lambda at: rows[at[0]][at[1]])
+    """Position of the largest value; of several the one nearest to their mean place, of these the first row by row."""
+    largest = max(max(line) for line in rows)
+    found = [(i, j) for i, line in enumerate(rows) for j, value in enumerate(line) if value == largest]
+    if largest <= 0:
+        return found[0]
+    mean = [Fraction(sum(at[axis] for at in found), len(found)) for axis in (0, 1)]
+    return min(found, key=lambda at: (at[0] - mean[0]) ** 2 + (at[1] - mean[1]) ** 2)
 
 
 def centre(rows):

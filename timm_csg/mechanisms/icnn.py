@@ -4,8 +4,7 @@
 Every filter learns to answer to one part of the objects of one category. A template at the filter's strongest position
 masks the rest of its map, in training and at inference; a loss, the negative mutual information between maps and
 templates, rewards maps with one peak on the filter's category and quiet maps on the others. Two variants are here:
-``"paper"``, the formulas as printed, and ``"released"``, what the authors' code computes. The formulas themselves are
-in ``templates.py``.
+``"paper"``, the formulas as printed, and ``"released"``, what the authors' code computes; both are in ``templates.py``.
 """
 
 from __future__ import annotations
@@ -23,16 +22,17 @@ from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, register_
 from timm_csg.mechanisms.targets import class_rows
 from timm_csg.mechanisms.templates import (
     centre_of_gravity,
+    fitting_width,
     information_terms,
     log_mean_exp,
     part_template,
-    peak,
     regrid,
     released_slope,
     template_fits,
     template_table,
     with_gradient,
 )
+from timm_csg.peaks import peak
 
 _KEPT_GRID = 7  # running normalisers are kept on a grid of this size, whatever the map's, so that checkpoints fit
 _RATE = 0.1  # share of the newest batch in running statistics (the authors' code)
@@ -58,8 +58,8 @@ class ICNNConfig(MechanismConfig):
         part_weight: Factor in λ, the weight of the part loss: ``part_weight`` / epoch, counted from 1, and for the
             paper's variant times the mean maximum of a filter's maps. The authors' code has 0.1 for one class, 0.02 for
             up to 10 and 0.002 for more.
-        extra_conv: A 3x3 convolution with ReLU before the mask, which starts as the identity: ``"none"``,
-            ``"depthwise"`` or ``"full"`` (the paper's, filters × filters).
+        extra_conv: A 3x3 convolution with ReLU before the mask, at first the identity: ``"none"``, ``"depthwise"`` or
+            ``"full"`` (the paper's, filters × filters).
 
     Raises:
         ValueError: If a value is out of its range.
@@ -139,14 +139,13 @@ class InterpretableFilters(Mechanism):
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: λ falls, and the paper's variant gives every filter the category of the last epoch's sums."""
-        if epoch == self._told_epoch:
-            return
-        self._told_epoch = epoch
-        if epoch == int(self.epoch):
+        told, self._told_epoch = self._told_epoch, epoch
+        if epoch == told or epoch == int(self.epoch):
             return
         self.epoch.fill_(epoch)
         if self.config.variant == "paper":
-            self._choose_categories()
+            known = self.class_counts.sum() > 0
+            self.category.copy_(torch.where(known, self._strongest_class(), self.category))
             self.class_sums.zero_()
             self.class_counts.zero_()
 
@@ -154,7 +153,7 @@ class InterpretableFilters(Mechanism):
         """Features behind the mask: max(x · T, 0) with the template T at the filter's own position, without its τ."""
         maps = self.maps(features)
         with torch.no_grad():
-            mask = self.masks(maps).clamp_(min=0)
+            mask = self.masks(maps, low=0.0)
         return self._like(maps * mask, features)
 
     def maps(self, features: Tensor) -> Tensor:
@@ -181,14 +180,16 @@ class InterpretableFilters(Mechanism):
             return maps.flatten(2).transpose(1, 2)
         return maps.permute(0, 2, 3, 1) if self.channels_last else maps
 
-    def masks(self, maps: Tensor) -> Tensor:
-        """The positive template of each map [batch, filters, height, width], in [-1, 1], without τ."""
+    def masks(self, maps: Tensor, low: float = -1.0) -> Tensor:
+        """The positive template of each map [batch, filters, height, width], in [``low``, 1], without τ."""
         height, width = maps.shape[-2:]
         if self.config.variant == "paper":
-            return part_template(*peak(maps), height, width, self.config.beta).to(maps.dtype)
+            table = template_table(height, width, self.config.beta, maps.device).clamp(min=low)
+            return F.embedding(peak(maps), table.to(maps.dtype)).unflatten(-1, (height, width))
         size = math.sqrt(height * width)  # the authors' distances are in units of half a map, (size - 1) / 2
         beta = 2 * self.half_beta.float() * size / max(size - 1, 1)
-        return part_template(*centre_of_gravity(maps.float()), height, width, beta[:, None, None]).to(maps.dtype)
+        template = part_template(*centre_of_gravity(maps.float()), height, width, beta[:, None, None])
+        return template.clamp(min=low).to(maps.dtype)
 
     def losses(self, features: Tensor, targets: Tensor | None, head: Head) -> dict[str, Tensor]:
         """``{"part": ...}``, of the paper's variant the mean over filters of −MI(X; T) in nats; none without targets.
@@ -246,10 +247,6 @@ class InterpretableFilters(Mechanism):
     def _strongest_class(self) -> Tensor:
         return (self.class_sums / self.class_counts.clamp_min(1e-12)[:, None]).argmax(dim=0)
 
-    def _choose_categories(self) -> None:
-        known = self.class_counts.sum() > 0
-        self.category.copy_(torch.where(known, self._strongest_class(), self.category))
-
     def _paper_terms(self, maps: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
         """−MI [filters] and its derivative with respect to the maps, a few filters at a time."""
         batch, _, height, width = maps.shape
@@ -259,12 +256,11 @@ class InterpretableFilters(Mechanism):
         values, slope = [], torch.empty_like(maps, memory_format=torch.contiguous_format)
         for start in range(0, self.num_filters, step):
             some = slice(start, start + step)
-            flat = maps[:, some].flatten(2)
-            fits = template_fits(flat, table, self.config.strength)
+            fits = template_fits(maps[:, some].flatten(2), table, self.config.strength)
             terms = information_terms(fits, self._log_z(fits, some, height, width))
             values.append(-terms.sum(dim=(0, 2)))
             if self.config.gradient == "paper":
-                at = flat.argmax(dim=2, keepdim=True)
+                at = peak(maps[:, some])[..., None]
                 own = torch.zeros_like(terms).scatter_(2, at, terms.gather(2, at) * member[:, some, None])
                 own[..., -1] = terms[..., -1] * (1 - member[:, some])
                 terms = own
@@ -293,17 +289,8 @@ class InterpretableFilters(Mechanism):
         return (slope * maps).flatten(2).sum(dim=(0, 2)), slope
 
     def _learn_widths(self, maps: Tensor, masks: Tensor, member: Tensor) -> None:
-        """Move each filter's β / 2 towards 3 / (spread of its responses in cells of a 14x14 map), within 1.5 and 3."""
-        height, width = maps.shape[-2:]
-        total = maps.sum(dim=(2, 3)).clamp_min(1e-12)
-        spread = torch.zeros_like(total)
-        for size, profile in ((height, maps.sum(dim=3)), (width, maps.sum(dim=2))):
-            cells = torch.arange(size, device=maps.device, dtype=maps.dtype)
-            mean = profile @ cells / total
-            spread += profile @ cells.square() / total - mean.square()
-        sigma = (spread / 2).clamp_min(0).sqrt() * 14 / math.sqrt(height * width)
-        weight = (maps * masks).mean(dim=(2, 3)).clamp_min(0) * member
-        wanted = (3 * weight.sum(dim=0) / (weight * sigma).sum(dim=0)).clamp(1.5, 3.0)
+        """Move each filter's β / 2 towards what fits its responses."""
+        wanted = fitting_width(maps, masks, member)
         wanted = torch.where(wanted.isfinite(), wanted, self.half_beta.to(wanted))
         self.half_beta.copy_(self.half_beta.lerp(wanted.to(self.half_beta), _WIDTH_RATE))
 

@@ -1,4 +1,4 @@
-"""Templates of part filters: where a map peaks, how well it fits templates, and what its fits tell about it.
+"""Templates of part filters: where they sit, how well it fits templates, and what its fits tell about it.
 
 The formulas of Zhang, Wu and Zhu, CVPR 2018 (https://arxiv.org/abs/1710.00935), as functions of tensors; ``icnn.py``
 puts them together. None makes a tensor of [filters, batch, templates, height, width]: a map's fits with all templates
@@ -15,18 +15,6 @@ from torch import Tensor
 
 _TEMPERATURE = 0.5  # of the released variant
 _RELEASED_SCALE = 1e-5  # the released variant's factor on the gradient at one position
-
-
-def peak(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column of the largest value of every map [..., height, width], the paper's position of a template.
-
-    Example:
-        >>> peak(torch.tensor([[0.0, 1.0], [3.0, 2.0]]))
-        (tensor(1), tensor(0))
-    """
-    width = maps.shape[-1]
-    index = maps.flatten(-2).argmax(dim=-1)
-    return index // width, index % width
 
 
 def centre_of_gravity(maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,6 +136,29 @@ def released_slope(maps: Tensor, masks: Tensor, member: Tensor, share: Tensor) -
         mean = raw.sum(dim=0) / kind.sum(dim=0)
         parts.append((raw / mean * weight).nan_to_num(0.0, 0.0, 0.0))
     return -_RELEASED_SCALE * (parts[0][..., None, None] * masks - parts[1][..., None, None]) / maps.shape[0]
+
+
+def fitting_width(maps: Tensor, masks: Tensor, member: Tensor) -> Tensor:
+    """Half the β that the released variant wants for each filter: 3 / (spread of its responses), within 1.5 and 3.
+
+    Args:
+        maps: [batch, filters, height, width], 0 or more.
+        masks: Positive templates, the same shape.
+        member: See ``released_slope``; maps weigh with their fit and with this.
+
+    Returns:
+        [filters]; the spread is in cells of a 14x14 map. NaN where nothing responds.
+    """
+    height, width = maps.shape[-2:]
+    total = maps.sum(dim=(2, 3)).clamp_min(1e-12)
+    spread = torch.zeros_like(total)
+    for size, profile in ((height, maps.sum(dim=3)), (width, maps.sum(dim=2))):
+        cells = torch.arange(size, device=maps.device, dtype=maps.dtype)
+        mean = profile @ cells / total
+        spread += profile @ cells.square() / total - mean.square()
+    sigma = (spread / 2).clamp_min(0).sqrt() * 14 / math.sqrt(height * width)
+    weight = (maps * masks).mean(dim=(2, 3)).clamp_min(0) * member
+    return (3 * weight.sum(dim=0) / (weight * sigma).sum(dim=0)).clamp(1.5, 3.0)
 
 
 def log_mean_exp(values: Tensor) -> Tensor:

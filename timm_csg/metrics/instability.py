@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from timm_csg.metrics.display import in_one_line
+from timm_csg.peaks import peak
 
 
 @in_one_line
@@ -139,7 +140,7 @@ def location_instability(
 def peak_places(
     maps: Tensor, centre_y: Tensor, centre_x: Tensor, *, channels_last: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The largest value of each map and the place it stands for; of equal values the first row by row.
+    """The largest value of each map and the place it stands for; a plateau stands for its centre, see ``peaks.peak``.
 
     Args:
         maps: [images, filters, height, width], or [images, height, width, filters].
@@ -156,9 +157,9 @@ def peak_places(
         (tensor([[2.]]), tensor([[[24.,  8.]]]))
     """
     maps = maps.permute(0, 3, 1, 2) if channels_last else maps
-    strength, index = maps.flatten(2).max(dim=2)
+    index = peak(maps)
     row, column = index // maps.shape[3], index % maps.shape[3]
-    return strength, torch.stack([centre_x.to(maps.device)[column], centre_y.to(maps.device)[row]], dim=-1)
+    return maps.amax(dim=(2, 3)), torch.stack([centre_x.to(maps.device)[column], centre_y.to(maps.device)[row]], dim=-1)
 
 
 def _check(peaks: Peaks, landmarks: Tensor, top: int) -> None:
