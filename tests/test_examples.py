@@ -174,13 +174,14 @@ def test_filter_figure_draws_a_row_for_each_filter(run_example, animals, tmp_pat
     assert Image.open(tmp_path / "filters.jpg").size[0] > 500
 
 
-@pytest.mark.slow
-def test_animal_parts_measures_and_draws(run_example, tmp_path):
+@pytest.fixture
+def annotated(tmp_path):
+    """Folder of pictures of two animals with head and legs."""
     random, rows = (
         np.random.default_rng(0),
         ["file,width,height,head_x,head_y,legs_x,legs_y,box_x0,box_y0,box_x1,box_y1"],
     )
-    for split, size in (("train", 8), ("test", 18)):
+    for split, size in (("train", 20), ("test", 24)):
         with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
             for number in range(size):
                 name = f"{('cat', 'dog')[number % 2]}/{split}{number}.jpg"
@@ -189,6 +190,39 @@ def test_animal_parts_measures_and_draws(run_example, tmp_path):
                 archive.add(path, name)
                 rows.append(f"{name},64,48,{number + 5},20,20,{number + 10},4,8,48,40")
     (tmp_path / "annotations.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+def test_parts_and_owners_measures_every_method_and_draws(run_example, annotated):
+    common = ["--data", annotated, "--weights", "mobilenetv2_035", "--size", 64, "--stride", 16]
+    common += ["--cache", annotated / "frozen.pt", "--epochs", 1, "--batch-size", 9]
+    files = ["--figure", annotated / "parts.png", "--output", annotated / "runs.jsonl"]
+    found = {result["method"]: result for result in run_example("parts_and_owners", *common, *files)}
+    assert list(found) == ["standard", "icnn", "assigned", "both"]
+    assert [json.loads(line)["method"] for line in (annotated / "runs.jsonl").read_text().splitlines()] == list(found)
+    assert all(0 < result["instability_all_classes"] < 1 for result in found.values())
+    assert [name for name, result in found.items() if "instability_owner" in result] == ["assigned", "both"]
+    assert all(found[name]["density"] == 0.5 for name in ("assigned", "both"))
+    assert {name: set(parts) for name, parts in found["both"]["figure"].items()} == {
+        "cat": {"head", "legs"},
+        "dog": {"head", "legs"},
+    }
+    assert Image.open(annotated / "parts.png").size[0] > 500
+
+
+def test_seeds_of_the_part_scripts_draw_other_pictures(run_example, annotated, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES / "experiments"))
+    nine_tenths = importlib.import_module("animal_pictures").nine_tenths
+    targets = torch.arange(40) % 2
+    first, again, other = (nine_tenths(targets, seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.bincount(targets[first]).tolist() == torch.bincount(targets[other]).tolist() == [18, 18]
+
+
+@pytest.mark.slow
+def test_animal_parts_measures_and_draws(run_example, annotated):
+    tmp_path = annotated
     common = ["--data", tmp_path, "--cache", tmp_path / "cache.pt", "--epochs", 1, "--batch-size", 4]
     for recipe in ("standard", "assigned", "icnn"):
         result = run_example("animal_parts", *common, "--recipe", recipe, "--output", tmp_path / recipe)

@@ -75,6 +75,13 @@ def one_against_others(pictures: Pictures, name: str, *, others: int = 3) -> Pic
     return pictures.select(rows)._replace(targets=is_member[rows].long())
 
 
+def nine_tenths(targets: Tensor, seed: int) -> Tensor:
+    """Rows of nine tenths of the pictures of each class, drawn by the seed: so that seeds differ in their pictures."""
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
+    members = [order[targets[order] == index] for index in range(int(targets.max()) + 1)]
+    return torch.cat([rows[: -(-9 * len(rows) // 10)] for rows in members]).sort().values
+
+
 def as_stored(features: Tensor) -> Tensor:
     """In the memory format of the model."""
     return features.contiguous(memory_format=torch.channels_last)

@@ -19,9 +19,10 @@ from torchvision.transforms import v2
 CROPS, HELD_OUT = 3, 18
 
 
-def load_network(weights: str, num_classes: int, dropout: float = 0.0) -> nn.Module:
+def load_network(weights: str, num_classes: int, dropout: float = 0.0, output_stride: int = 32) -> nn.Module:
     """A MobileNetV2 or EfficientNet of timm: a name, or ``local-dir:FOLDER`` for pretrained weights."""
-    model = timm.create_model(weights, pretrained=":" in weights, num_classes=num_classes, drop_rate=dropout)
+    options = {"num_classes": num_classes, "drop_rate": dropout, "output_stride": output_stride}
+    model = timm.create_model(weights, pretrained=":" in weights, **options)
     nn.init.zeros_(model.classifier.weight)
     return model.to(memory_format=torch.channels_last)
 
@@ -40,23 +41,35 @@ def _through_frozen(model: nn.Module, pictures: list[Tensor], transform: nn.Modu
     for start in range(0, len(pictures), 64):
         images = torch.stack([transform(picture) for picture in pictures[start : start + 64]]).float() / 255
         images = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-        found.append((model.blocks[:-1](model.bn1(model.conv_stem(images))) if frozen else images).half())
+        images = images.to(model.conv_stem.weight.device)
+        found.append((model.blocks[:-1](model.bn1(model.conv_stem(images))) if frozen else images).half().cpu())
     return torch.cat(found)
 
 
-def frozen_features(weights: str, data: Path, size: int, cache: Path, *, frozen: bool = True) -> dict:
+def frozen_features(
+    weights: str,
+    data: Path,
+    size: int,
+    cache: Path,
+    *,
+    frozen: bool = True,
+    output_stride: int = 32,
+    device: str = "cpu",
+) -> dict:
     """Features of training and test pictures and of the crops, their classes and names; from ``cache`` if it is there.
 
     Args:
         weights: See ``load_network``.
         data: Folder of train.tar and test.tar.
         size: Side of the square to which whole pictures and crops are resized, in pixels.
-        cache: File that belongs to these weights, this size and this ``frozen``.
+        cache: File that belongs to these weights, this size, stride and ``frozen``.
         frozen: False: no layer is frozen, so these are the pictures themselves.
+        output_stride: 16: the last stages are dilated instead of having a stride, so that maps are twice as fine.
+        device: Where the frozen layers run.
     """
     if cache.is_file():
         return torch.load(cache, weights_only=True)
-    model, made = load_network(weights, 20).eval(), {}
+    model, made = load_network(weights, 20, output_stride=output_stride).eval().to(device), {}
     resize = v2.Resize((size, size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
     crop = [v2.RandomResizedCrop(size, scale=(0.4, 1), antialias=True), v2.RandomHorizontalFlip()]
     random_crop = v2.Compose([*crop, v2.ColorJitter(0.2, 0.2, 0.2)])

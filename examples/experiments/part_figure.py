@@ -47,7 +47,7 @@ def one_per_class(strength: Tensor, targets: Tensor, filters: int) -> list[int]:
 def draw(axes: plt.Axes, picture: Tensor, place: Tensor, *, beta: float, colour: str) -> None:
     """A picture, its part behind the mask bright and outlined, the rest dimmed."""
     column, row = place.round().long()
-    mask = part_template(row, column, SIZE, SIZE, beta).clamp(min=0)
+    mask = part_template(row, column, *picture.shape[1:], beta).clamp(min=0)
     axes.imshow(picture.permute(1, 2, 0).float() / 255 * (0.45 + 0.55 * (mask > 0)[..., None]))
     axes.contour(mask, levels=[1e-6], colors=colour, linewidths=1.2)
     axes.set(xticks=[], yticks=[])
