@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 from animal_pictures import SIZE, Pictures, as_stored
-from timm_csg.measuring.collect import accuracy
 from torch import nn
 
 from timm_csg.measuring.annotations import read_annotations
 from timm_csg.measuring.fields import ReceptiveField
 from timm_csg.metrics.instability import LocationInstability, Peaks, location_instability, peak_places
+from timm_csg.metrics.predictions import accuracy
 
 
 @torch.inference_mode()

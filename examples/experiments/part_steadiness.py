@@ -9,9 +9,9 @@ import torch
 from frozen_animals import as_float
 from torch import Tensor, nn
 
-from timm_csg.metrics.fields import ReceptiveField
+from timm_csg.measuring.annotations import read_annotations
+from timm_csg.measuring.fields import ReceptiveField
 from timm_csg.metrics.instability import Peaks, location_instability, peak_places
-from timm_csg.metrics.landmarks import read_annotations
 
 PARTS = ("head", "legs")
 

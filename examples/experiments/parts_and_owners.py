@@ -22,7 +22,7 @@ from part_steadiness import Marks, places, steadiness
 from torch import nn
 
 import timm_csg
-from timm_csg.metrics.fields import receptive_field
+from timm_csg.measuring.fields import receptive_field
 
 METHODS = ["standard", "icnn", "assigned", "both"]
 

@@ -9,7 +9,7 @@ from reference import icnn as reference
 from torch.nn.functional import cross_entropy
 
 import timm_csg
-from timm_csg import ICNNConfig, InterpretableFilters, metrics
+from timm_csg import ICNNConfig, InterpretableFilters, measuring, metrics
 from timm_csg.mechanisms.templates import (
     centre_of_gravity,
     information_terms,
@@ -414,10 +414,10 @@ def test_parts_and_owners_live_on_one_model(make_model, name, tmp_path):
         assert torch.equal(model.mechanism(maps), masked)
         expected = owners.gated_logits(masked, None, model.read_head())
         assert torch.equal(model(images, paths=("gated",)).gated, expected)
-    seen, removal = metrics.collect(model, loader), metrics.ablate(model, loader, assigned.matrix, 3)
+    seen, removal = measuring.collect(model, loader), measuring.ablate(model, loader, assigned.matrix, 3)
     judged = metrics.verdict(assigned.matrix.float(), seen.features, targets, accuracy=0.9, removal=removal)
     assert 0 <= judged.agreement <= 1
-    peaks = metrics.collect_peaks(model, loader)
+    peaks = measuring.collect_peaks(model, loader)
     largest = masked.amax(dim=(1, 2) if parts.channels_last else (2, 3))
     torch.testing.assert_close(peaks.strength, largest)
     marks = torch.rand(12, 2, 2, generator=torch.Generator().manual_seed(4)) * 64
