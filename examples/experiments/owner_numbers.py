@@ -21,7 +21,7 @@ def measure(model: nn.Module, animals: Animals, owners: torch.Tensor | None = No
     mutual = metrics.mutual_information(seen.features, targets, classes)
     result = {"accuracy": metrics.accuracy(seen.logits, targets)}
     if timm_csg.is_differentiated(model):
-        owners = model.mechanism.class_filter_matrix()
+        owners = model.mechanism.class_filter_matrix().cpu()
         result |= {
             "gated": metrics.accuracy(seen.gated_logits, targets),
             "density": float((owners > 0.5).float().mean()),
