@@ -141,7 +141,7 @@ def _download(repo_id: str, revision: str | None, source: str, *, force_download
         except UnreadableConfigError:
             return folder  # the caller sees that, and downloads it again
         except CheckpointError as error:
-            raise CheckpointError(f"{source}: {error}") from error
+            raise type(error)(f"{source}: {error}") from error
         for file in (MECHANISM, WEIGHTS):
             try:
                 hf_hub_download(repo_id, file, revision=folder.name, **options)

@@ -56,7 +56,7 @@ def test_first_process_still_has_all_validation_images():
 
 
 def test_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(ValueError, match=r"--batch-size 32 .* by 3; take a multiple of 3, such as 33"):
+    with pytest.raises(ValueError, match=r"--batch-size 32 .* by 3; use a multiple of 3, such as 33"):
         load(0, 3, batch_size=32)
 
 

@@ -14,7 +14,7 @@ from filelock import FileLock
 import timm_csg
 from timm_csg.cli import main
 from timm_csg.cli import train as train_module
-from timm_csg.cli.runs import claimed, free_folder
+from timm_csg.cli.runs import RunFolder, free_folder
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,9 @@ def test_validation_images_that_cannot_be_measured_are_refused_before_training(p
         (["--batch-size", "500"], "--batch-size 500 is more than the 8 training images"),
         (
             ["--data", "cifar1000"],
-            "--data cifar1000 is no folder, and names that timm.data knows begin with torch/, hfds/",
+            "--data cifar1000 is not a folder, and names that timm.data knows begin with torch/, hfds/",
         ),
-        (["--data", "pets/nothere", "--data-dir", "."], "--data pets/nothere is no folder"),
+        (["--data", "pets/nothere", "--data-dir", "."], "--data pets/nothere is not a folder"),
         (["--data", "torch/cifar10"], "--data torch/cifar10 needs --data-dir"),
         (["--aa", "bogus"], "--aa bogus or the like is wrong: Unknown AA policy bogus."),
         (["--model-kwargs", "block_sizes=3"], "--model"),
@@ -118,7 +118,7 @@ def test_what_can_be_checked_is_checked_before_training(arguments, said, pets, t
 def test_the_place_of_a_report_is_checked_before_the_work(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("timm_csg.cli.report.load_checkpoint_and_data", lambda *args: pytest.fail("it has begun"))
     assert main(["report", str(finished), "--output", str(tmp_path / "missing" / "r.html")]) == 2
-    assert "does not exist; make it" in capsys.readouterr().err
+    assert "does not exist; create it" in capsys.readouterr().err
     assert main(["report", str(finished), "--output", str(tmp_path)]) == 2
     assert f"is a folder; name a file in it, such as {tmp_path / 'report.html'}" in capsys.readouterr().err
 
@@ -142,12 +142,12 @@ def test_a_folder_that_another_process_writes_to_is_refused(pets, tmp_path, caps
 
 
 def test_a_claimed_folder_leaves_nothing_behind(tmp_path):
-    with claimed(tmp_path / "empty"):
+    with RunFolder(tmp_path / "empty").claimed():
         pass
-    with claimed(tmp_path / "full"):
+    with RunFolder(tmp_path / "full").claimed():
         (tmp_path / "full" / "file").touch()
     (tmp_path / "of the user").mkdir()
-    with claimed(tmp_path / "of the user"):
+    with RunFolder(tmp_path / "of the user").claimed():
         pass
     assert {path.name for path in tmp_path.rglob("*")} == {"full", "file", "of the user"}
 
@@ -179,6 +179,6 @@ def test_a_stopped_training_says_how_to_go_on(number, status, tmp_path):
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, len(err.splitlines())) == (status, 1), err
-    assert f"go on with: timm-csg train --resume {output}" in err
+    assert f"continue with: timm-csg train --resume {output}" in err
     assert (output / "paper" / "state.pt").is_file()
     assert not (output / ".lock").exists()

@@ -138,4 +138,4 @@ def test_a_flat_folder_trains_and_is_measured_on_the_same_part_later(tmp_path, m
 def test_a_folder_with_validation_images_is_not_divided(tmp_path, capsys):
     make_splits(tmp_path / "pets", ["cat", "dog"])
     assert train(tmp_path / "pets", tmp_path / "run", "--val-fraction", "0.2") == 2
-    assert f"but there is {tmp_path / 'pets' / 'val'}" in capsys.readouterr().err
+    assert f"but found {tmp_path / 'pets' / 'val'}" in capsys.readouterr().err

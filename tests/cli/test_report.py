@@ -9,7 +9,7 @@ from PIL import Image
 import timm_csg
 from timm_csg.checkpoint import save_plain
 from timm_csg.cli import main
-from timm_csg.cli.checkpoint_data import run_settings
+from timm_csg.cli.runs import RunFolder
 
 SMALL = ["--img-size", "16", "--batch-size", "128", "--warmup-epochs", "0", "--device", "cpu", "--epochs", "1"]
 
@@ -50,8 +50,8 @@ def test_report_of_a_run_is_that_which_the_run_wrote(run, tmp_path, capsys):
 
 
 def test_data_options_are_found_in_the_run(run):
-    assert run_settings(str(run / "standard" / "model")).img_size == 16
-    assert run_settings("resnet18") is None
+    assert RunFolder.of(run / "standard" / "model").settings().img_size == 16
+    assert RunFolder.of("resnet18") is None
 
 
 def test_standard_model_of_a_run_gets_a_report_without_reference(run, tmp_path):

@@ -8,8 +8,9 @@ from cli.folders_of_pictures import make_splits, train
 
 from timm_csg.cli import main
 from timm_csg.cli.build import chosen_recipes
-from timm_csg.cli.checkpoint_data import run_settings, settings_of
+from timm_csg.cli.checkpoint_data import settings_of
 from timm_csg.cli.knobs import check_knobs
+from timm_csg.cli.runs import RunFolder
 from timm_csg.cli.settings import TrainSettings
 from timm_csg.schedule import Alternating, Joint
 
@@ -141,7 +142,7 @@ def test_a_run_made_with_relative_paths_works_from_elsewhere_and_with_moved_data
     (tmp_path / "pets").rename(tmp_path / "animals")
     assert main(["train", "--resume", "../run"]) == 2
     assert main(["train", "--resume", "../run", "--data", "../animals"]) == 0
-    assert run_settings("../run").data == f"folder:{tmp_path / 'animals'}"
+    assert RunFolder.of("../run").settings().data == f"folder:{tmp_path / 'animals'}"
     assert main(["train", "--resume", "../run", "--lr", "1"]) == 2
     assert "cannot be combined with --lr; it takes --data, --data-dir" in capsys.readouterr().err
 
@@ -163,16 +164,16 @@ def test_the_home_folder_is_found_where_no_shell_names_it(tmp_path, monkeypatch)
 def test_settings_of_another_program_are_not_those_of_a_run(text, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "settings.json").write_text(text)
-    assert run_settings(str(tmp_path)) is None
-    assert run_settings(str(tmp_path / "model")) is None
+    assert RunFolder.of(str(tmp_path)) is None
+    assert RunFolder.of(str(tmp_path / "model")) is None
 
 
 def test_settings_of_a_run_are_those_of_its_models_only(tmp_path):
     (tmp_path / "settings.json").write_text(TrainSettings(data="torch/x").resolved().to_json())
     (tmp_path / "paper" / "model").mkdir(parents=True)
     (tmp_path / "other" / "checkpoint").mkdir(parents=True)
-    assert run_settings(str(tmp_path / "paper" / "model")).data == "torch/x"
-    assert run_settings(str(tmp_path / "other" / "checkpoint")) is None
+    assert RunFolder.of(str(tmp_path / "paper" / "model")).settings().data == "torch/x"
+    assert RunFolder.of(str(tmp_path / "other" / "checkpoint")) is None
 
 
 def test_another_folder_keeps_what_the_run_was_trained_with(tmp_path):

@@ -93,7 +93,7 @@ def test_data_with_other_classes_is_refused_by_name(shared, pets, insects, capsy
         ["explain", picture, "--checkpoint", str(shared)],
     ):
         assert main([*command, *data]) == 2
-        assert "does not know: ant, bee, cow; its own are cat, dog, fox." in capsys.readouterr().err
+        assert ": ant, bee, cow; it has cat, dog, fox." in capsys.readouterr().err
 
 
 def test_data_with_some_of_the_classes_gets_the_models_labels(shared, pets, tmp_path, caplog):

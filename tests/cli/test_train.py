@@ -131,7 +131,7 @@ def test_resuming_is_exact_with(options, tmp_path, monkeypatch):
 
 def test_released_recipe_uses_one_optimizer_for_each_path(tmp_path):
     settings = TrainSettings(recipe=["released"], opt="adam", lr=1e-5, img_size=16, device="cpu").resolved()
-    training = Training("released", RECIPES["released"], settings, 10, 5, torch.device("cpu"), tmp_path)
+    training = Training("released", RECIPES["released"], settings, 10, 5, tmp_path / "state.pt", Processes())
     assert [optimizer.param_groups[0]["initial_lr"] for optimizer in training.optimizers] == [1e-5, 1e-3]
     assert all(
         optimizer.param_groups[-1]["params"][0] is training.model.mechanism.gate for optimizer in training.optimizers
@@ -238,7 +238,7 @@ def test_loss_that_is_not_finite_stops_with_the_last_epoch_on_disk(tmp_path, mon
 def test_training_set_smaller_than_a_batch_is_refused(tmp_path):
     settings = TrainSettings(recipe=["paper"], img_size=16, device="cpu").resolved()
     with pytest.raises(TrainingError, match="lower --batch-size"):
-        Training("paper", RECIPES["paper"], settings, 10, 1, torch.device("cpu"), tmp_path).run([], [], None)
+        Training("paper", RECIPES["paper"], settings, 10, 1, tmp_path / "state.pt", Processes()).run([], [], None)
 
 
 def test_settings_survive_json():

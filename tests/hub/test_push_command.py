@@ -32,6 +32,13 @@ def test_folder_arrives_with_its_readme_metrics_and_figures(regular_hub, saved, 
     assert capsys.readouterr().out.strip() == f"{regular_hub.endpoint}/user/tiny/commit/{repo.branches['main']}"
 
 
+def test_of_a_run_its_model_is_pushed(regular_hub, saved):
+    shutil.copytree(saved, saved.parent / "run" / "model")
+    assert main(["push", str(saved.parent / "run"), "user/tiny"]) == 0
+    weights = regular_hub.repos["user/tiny"].files()["model.safetensors"]
+    assert weights == (saved / "model.safetensors").read_bytes()
+
+
 def test_pull_request_is_what_is_printed(regular_hub, saved, capsys):
     regular_hub.add_repo("user/tiny")
     assert main(["push", str(saved), "user/tiny", "--create-pr"]) == 0
@@ -65,7 +72,6 @@ def test_class_names_of_a_push_come_back_and_stand_in_the_card(regular_hub, mode
     ("arguments", "words"),
     [
         (["nowhere", "user/tiny"], "no checkpoint at nowhere"),
-        (["RUN", "user/tiny"], "is a run, its model is in"),
         (["FOLDER", "tiny"], "repo_id must be 'user/name'"),
         (["FOLDER", "user/tiny", "--token", "hf_wrong"], "the Hub does not accept the token"),
         (["FOLDER", "other/tiny"], "the token lacks the permission"),
@@ -73,9 +79,7 @@ def test_class_names_of_a_push_come_back_and_stand_in_the_card(regular_hub, mode
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(regular_hub, saved, capsys, arguments, words):
-    shutil.copytree(saved, saved.parent / "run" / "model")
-    folders = {"FOLDER": str(saved), "RUN": str(saved.parent / "run")}
-    arguments = [folders.get(argument, argument) for argument in arguments]
+    arguments = [str(saved) if argument == "FOLDER" else argument for argument in arguments]
     assert main(["push", *arguments]) == 2
     said = capsys.readouterr().err.strip()
     assert words in said

@@ -8,12 +8,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_data_config
 from timm.models import resolve_model_input_args
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
+from timm_csg.cli.preprocessing import input_config
 from timm_csg.cli.settings import STANDARD, TrainSettings
 from timm_csg.cli.spelling import check_choice, did_you_mean
 from timm_csg.freezing import freeze
@@ -78,12 +78,9 @@ def _schedule(recipe: Recipe, settings: TrainSettings) -> Alternating | Joint:
 
 
 def data_config(settings: TrainSettings) -> dict[str, Any]:
-    """Input size, normalisation and interpolation that the model wants, from ``timm.data.resolve_data_config``."""
-    args: dict[str, Any] = {"in_chans": settings.in_chans, "img_size": settings.img_size}
-    if settings.in_chans == 1:
-        args |= {"mean": (0.5,), "std": (0.5,)}
-    config: dict[str, Any] = resolve_data_config(args, pretrained_cfg=_model_args(settings)["pretrained_cfg"])
-    return config
+    """How the model of the settings wants its images, see ``input_config``."""
+    cfg = _model_args(settings)["pretrained_cfg"]
+    return input_config(cfg, settings.in_chans, img_size=settings.img_size, data=settings.data)
 
 
 def _model_args(settings: TrainSettings) -> dict[str, Any]:

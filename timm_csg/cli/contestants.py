@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from timm_csg.cli.checkpoint_data import check_local, run_settings, settings_of
-from timm_csg.cli.settings import TrainSettings, settings_of_run
-from timm_csg.manifest import CONFIG
+from timm_csg.cli.checkpoint_data import settings_of
+from timm_csg.cli.checkpoints import check_local
+from timm_csg.cli.runs import RunFolder
+from timm_csg.cli.settings import WHERE_OPTIONS, TrainSettings
 
 
 def expand(checkpoints: Sequence[str]) -> dict[str, str]:
@@ -27,12 +28,8 @@ def expand(checkpoints: Sequence[str]) -> dict[str, str]:
     found: list[str] = []
     for checkpoint in checkpoints:
         folder = Path(checkpoint.removeprefix("local-dir:")).expanduser()
-        trained = settings_of_run(folder)
-        inner = sorted(folder.glob(f"*/model/{CONFIG}")) if trained is not None else []
-        if trained is not None:
-            recipes = trained.recipe or []
-            inner.sort(key=lambda path: recipes.index(name) if (name := path.parts[-3]) in recipes else len(recipes))
-        for path in [str(config.parent) for config in inner] or [checkpoint]:
+        run = RunFolder(folder)
+        for path in [str(model) for model in run.models()] if run.exists() else [checkpoint]:
             found.append(path)
             place = Path(path.removeprefix("local-dir:")).expanduser()
             is_folder = place.is_dir()
@@ -56,9 +53,8 @@ def settings_for(named: dict[str, str], data_options: dict[str, Any]) -> dict[st
             to take.
         CheckpointError: If there is no such checkpoint, which then is the first thing to say.
     """
-    trained = {label: run_settings(checkpoint) for label, checkpoint in named.items()}
-    names = ("data", "data_dir", "val_split", "val_fraction", "val_seed")
-    where = {tuple(getattr(run, name) for name in names) for run in trained.values() if run is not None}
+    runs = [run.settings() for checkpoint in named.values() if (run := RunFolder.of(checkpoint)) is not None]
+    where = {tuple(getattr(run, name) for name in WHERE_OPTIONS) for run in runs}
     if "data" not in data_options:
         if len(where) > 1:
             listed = ", ".join(sorted({data for data, *_ in where}))
@@ -69,6 +65,6 @@ def settings_for(named: dict[str, str], data_options: dict[str, Any]) -> dict[st
             for checkpoint in named.values():
                 check_local(checkpoint)
             raise ValueError("the checkpoints do not say what they were trained on; name the images with --data.")
-        known = dict(zip(names, next(iter(where)), strict=True))
+        known = dict(zip(WHERE_OPTIONS, next(iter(where)), strict=True))
         data_options = {name: value for name, value in known.items() if value is not None} | data_options
     return {label: settings_of(data_options, checkpoint) for label, checkpoint in named.items()}

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
-from timm.data import create_dataset, create_loader
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from timm.data import ImageDataset, create_dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from timm_csg import measuring
+from timm_csg.cli.classes import class_names, names_in, new_labels
 from timm_csg.cli.distributed import GlobalBatches, Processes
 from timm_csg.cli.folders import PictureFolder
-from timm_csg.cli.images import CheckedImages, classes_by_name, image_mode, labels_by_name
-from timm_csg.cli.settings import DIGITS, TrainSettings, check_data_name
+from timm_csg.cli.images import CheckedImages, image_mode
+from timm_csg.cli.preprocessing import Loader, make_loader, with_sampler
+from timm_csg.cli.settings import DIGITS, TrainSettings
 
-_logger = logging.getLogger(__name__)
-
-
-class Loader(Protocol):
-    """Batches of (images, class indices), and how many."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
-
-    def __len__(self) -> int: ...
+_NAMED_KINDS = ("torch", "hfds", "hfids", "tfds", "wds")
 
 
 @dataclass(frozen=True)
@@ -40,9 +31,8 @@ class Data:
         validation: All validation images in order.
         own_plain_train: This process's share of the training images in order, without augmentation.
         own_validation: This process's share of them, none twice; all of them in one process.
-        num_classes: Number of classes.
         class_names: Their names, or their numbers.
-        preprocessing: How validation images are prepared, as ``resolve_data_config`` says it.
+        preprocessing: How validation images are prepared, see ``input_config``.
         description: One line for people.
     """
 
@@ -50,10 +40,14 @@ class Data:
     validation: Loader
     own_plain_train: Loader
     own_validation: Loader
-    num_classes: int
     class_names: list[str]
     preprocessing: dict[str, Any]
     description: str
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
 
 
 class Digits(Dataset[tuple[Any, int]]):
@@ -63,56 +57,37 @@ class Digits(Dataset[tuple[Any, int]]):
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        seen: dict[int, int] = {}
-        self.samples: list[tuple[Image.Image, int]] = []
-        for pixels, label in zip(digits.images, digits.target, strict=True):
-            seen[label] = seen.get(label, 0) + 1
+        self.class_to_idx = {str(digit): digit for digit in range(10)}
+        seen = dict.fromkeys(range(10), 0)
+        self.images: list[tuple[Image.Image, int]] = []
+        for pixels, label in zip(digits.images, digits.target.tolist(), strict=True):
+            seen[label] += 1
             if (seen[label] % 3 != 0) == is_training:
-                image = Image.fromarray((pixels * (255 / 16)).astype("uint8")).convert("RGB")
-                self.samples.append((image, int(label)))
-        self.transform: Any = None
+                self.images.append((Image.fromarray((pixels * (255 / 16)).astype("uint8")), label))
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image, label = self.samples[index]
-        return (image if self.transform is None else self.transform(image)), label
+        return self.images[index]
 
 
-def load_data(settings: TrainSettings, data_config: dict[str, Any], processes: Processes) -> Data:
+def load_data(settings: TrainSettings, config: dict[str, Any], processes: Processes) -> Data:
     """Make the loaders.
 
     Args:
         settings: Resolved settings.
-        data_config: The model's, from ``timm.data.resolve_data_config``.
+        config: How the model wants its images, see ``input_config``.
         processes: Who shares the batches. The device decides whether memory is pinned.
 
     Raises:
         ValueError: If the data set or a split is not found, its classes are unknown, fewer than two or without images,
             or the batches cannot be shared.
     """
-    if settings.data == DIGITS:
-        train: Any = Digits(is_training=True)
-        validation: Any = Digits(is_training=False)
-        names = [str(digit) for digit in range(10)]
-    else:
-        train, validation, names = _open_both(settings, processes)
+    train, validation, names = _open_both(settings, processes)
     _check_sizes(train, validation, names, settings)
     if processes.count > 1:
         _check_shares(train, settings, processes)
-    common = {
-        "input_size": data_config["input_size"],
-        "batch_size": settings.batch_size,
-        "interpolation": data_config["interpolation"],
-        "mean": data_config["mean"],
-        "std": data_config["std"],
-        "num_workers": settings.workers,
-        "pin_memory": processes.device.type == "cuda",
-        "device": processes.device,
-        "use_prefetcher": False,
-        "persistent_workers": False,  # persistent ones would keep random state over epochs, and a resumed run has none
-    }
     augmentation = {
         "no_aug": settings.no_aug,
         "scale": settings.scale,
@@ -121,33 +96,30 @@ def load_data(settings: TrainSettings, data_config: dict[str, Any], processes: P
         "auto_augment": settings.aa,
         "re_prob": settings.reprob,
     }
-    if settings.data == DIGITS:
-        data_config = data_config | {"crop_pct": 1.0}
-    plain_train = copy.copy(train)  # timm's loader gives its data set the transform
+    plain = [make_loader(copy.copy(split), config, settings, processes.device) for split in (train, validation)]
     try:
-        train_loader = create_loader(train, is_training=True, **common, **augmentation)
+        train_loader = make_loader(train, config, settings, processes.device, **augmentation)
     except (AssertionError, KeyError, ValueError, TypeError) as error:  # timm checks its policies with assertions
         raise ValueError(f"--aa {settings.aa} or the like is wrong: {str(error) or repr(error)}.") from error
-    cropping = {"crop_pct": data_config["crop_pct"], "crop_mode": data_config["crop_mode"]}
-    validation_loader = create_loader(validation, is_training=False, **cropping, **common)
-    own_validation = validation_loader
-    own_plain_train = create_loader(plain_train, is_training=False, **cropping, **common)
+    own_plain_train, own_validation = plain
     if processes.count > 1:
         batches = GlobalBatches(len(train), settings.batch_size, seed=settings.seed, processes=processes)
-        train_loader = _with_sampler(train_loader, batch_sampler=batches)
-        share = measuring.ShardSampler(len(validation), rank=processes.rank, world_size=processes.count)
-        own_validation = _with_sampler(validation_loader, sampler=share, batch_size=settings.batch_size)
-        share = measuring.ShardSampler(len(plain_train), rank=processes.rank, world_size=processes.count)
-        own_plain_train = _with_sampler(own_plain_train, sampler=share, batch_size=settings.batch_size)
+        train_loader = with_sampler(train_loader, batch_sampler=batches)
+        own_plain_train, own_validation = (_share(loader, settings, processes) for loader in plain)
     description = f"{settings.data_name}: {len(train):,} training and {len(validation):,} validation images"
     description = f"{description}, {len(names)} classes"
-    loaders = (train_loader, validation_loader, own_plain_train, own_validation)
-    return Data(*loaders, len(names), names, data_config, description)
+    return Data(train_loader, plain[1], own_plain_train, own_validation, names, config, description)
+
+
+def _share(loader: Any, settings: TrainSettings, processes: Processes) -> Any:
+    """A loader of this process's share of the images."""
+    share = measuring.ShardSampler(len(loader.dataset), rank=processes.rank, world_size=processes.count)
+    return with_sampler(loader, sampler=share, batch_size=settings.batch_size)
 
 
 def _open_both(settings: TrainSettings, processes: Processes) -> tuple[Any, Any, list[str]]:
     """Both splits, checked, and the names of the classes."""
-    if settings.dataset_download and processes.count > 1 and not processes.is_first:
+    if settings.dataset_download and not processes.is_first:
         processes.wait_for_first("data set")
     train, validation = open_split(settings, is_training=True), open_split(settings, is_training=False)
     if settings.dataset_download and processes.is_first:
@@ -158,14 +130,17 @@ def _open_both(settings: TrainSettings, processes: Processes) -> tuple[Any, Any,
             f"--data {settings.data} has one class only ({names[0] or 'its images lie in no folder of a class'}); a "
             "classifier needs two or more: one subfolder for each class in every split."
         )
-    if isinstance(train, PictureFolder) and train.empty:
-        raise ValueError(f"{train.root} has folders without images: {', '.join(train.empty[:8])}; fill or remove them.")
-    new_labels = labels_by_name(names, validation) if classes_by_name(train) else None
+    folder = getattr(train, "reader", None)
+    if isinstance(folder, PictureFolder) and folder.empty:
+        listed = ", ".join(folder.empty[:8])
+        raise ValueError(f"{folder.root} has folders without images: {listed}; fill or remove them.")
+    both = names_in(train) and names_in(validation)
+    other = new_labels(names, both, of="the training split", data="the validation split") if both else None
     if isinstance(train, IterableDataset) or isinstance(validation, IterableDataset):
         return train, validation, names
     mode = image_mode(settings.in_chans)
     checked = CheckedImages(train, len(names), mode=mode)
-    return checked, CheckedImages(validation, len(names), mode=mode, new_labels=new_labels), names
+    return checked, CheckedImages(validation, len(names), mode=mode, new_labels=other), names
 
 
 def _check_sizes(train: Any, validation: Any, names: list[str], settings: TrainSettings) -> None:
@@ -176,7 +151,7 @@ def _check_sizes(train: Any, validation: Any, names: list[str], settings: TrainS
         raise ValueError(
             f"--batch-size {settings.batch_size} is more than the {len(train)} training images; choose a smaller one."
         )
-    folder = getattr(validation, "dataset", None)
+    folder = getattr(validation.dataset, "reader", None)
     if not isinstance(folder, PictureFolder):
         return
     labels = {label for _, label in folder.samples}
@@ -203,36 +178,35 @@ def _check_shares(train: Any, settings: TrainSettings, processes: Processes) -> 
     size, count = settings.batch_size, processes.count
     if size % count:
         raise ValueError(
-            f"--batch-size {size} is for all processes together and cannot be shared equally by {count}; take a "
+            f"--batch-size {size} is for all processes together and cannot be shared equally by {count}; use a "
             f"multiple of {count}, such as {count * max(1, round(size / count))}."
         )
 
 
-def _with_sampler(loader: Any, **sampling: Any) -> Any:
-    """The loader that timm made, with another choice of samples."""
-    kept = ("dataset", "num_workers", "collate_fn", "pin_memory", "worker_init_fn")
-    return DataLoader(**{name: getattr(loader, name) for name in kept}, **sampling)
-
-
 def open_split(settings: TrainSettings, *, is_training: bool) -> Any:
-    """The training or validation split of the settings, without transforms; folders by us, the rest as timm opens it.
+    """The training or validation split, without transforms; digits and folders by us, the rest as timm opens it.
+
+    Args:
+        settings: Resolved, as far as they say what the data is.
+        is_training: Which split.
 
     Raises:
         ValueError: If it is not found.
     """
+    if settings.data == DIGITS:
+        return Digits(is_training=is_training)
     split = settings.train_split if is_training else settings.val_split
-    name, root = settings.data, settings.data_dir
-    folder = settings.folder
+    name, root, folder = settings.data, settings.data_dir, settings.folder
     if folder is not None:
-        if settings.val_fraction is not None:
-            whole, seed = _undivided(folder, settings), settings.val_seed or 0
-            return PictureFolder(whole, fraction=settings.val_fraction, seed=seed, is_training=is_training)
-        place = _folder_of_split(folder, split)
+        place = _place_of_split(folder, split, settings)
         if place.is_dir():
-            return PictureFolder(place)
+            pictures = PictureFolder(
+                place, fraction=settings.val_fraction, seed=settings.val_seed or 0, is_training=is_training
+            )
+            return ImageDataset(str(place), reader=pictures)
         name, root = "", str(place)
     else:
-        check_data_name(settings)
+        _check_name(settings)
     try:
         return create_dataset(
             name,
@@ -242,59 +216,50 @@ def open_split(settings: TrainSettings, *, is_training: bool) -> Any:
             download=settings.dataset_download,
             batch_size=settings.batch_size,
             seed=settings.seed,
-            input_img_mode="L" if settings.in_chans == 1 else "RGB",
+            input_img_mode=image_mode(settings.in_chans or 3),
         )
     except (RuntimeError, OSError, AssertionError, ImportError, KeyError) as error:
         raise ValueError(f"cannot open the {split!r} split of --data {settings.data}: {error}") from error
 
 
-def _places(root: Path, split: str) -> list[Path]:
-    """Subfolders or tar files of a split that are there; timm knows synonyms such as val and test for validation."""
-    names = [split, *(("validation", "val", "test", "eval") if split in ("validation", "val") else ())]
-    return [path for name in names for path in (root / name, root / f"{name}.tar") if path.exists()]
+def _check_name(settings: TrainSettings) -> None:
+    """Refuse what is not a name for timm, which would take the folder of ``--data-dir`` for it."""
+    kind, slash, _ = settings.data.partition("/")
+    if not slash or kind.lower() not in _NAMED_KINDS:
+        listed = ", ".join(f"{known}/" for known in _NAMED_KINDS)
+        raise ValueError(
+            f"--data {settings.data} is not a folder, and names that timm.data knows begin with {listed}; give "
+            f"{DIGITS}, a folder, or such a name."
+        )
+    if kind.lower() == "torch" and settings.data_dir is None:
+        raise ValueError(f"--data {settings.data} needs --data-dir, the folder that holds it or is to hold it.")
 
 
-def _folder_of_split(root: Path, split: str) -> Path:
+def _place_of_split(root: Path, split: str, settings: TrainSettings) -> Path:
+    """The subfolder or tar file of a split, or the folder of the class folders that ``--val-fraction`` divides."""
     if not root.is_dir():
         raise ValueError(f"--data names the folder {root}, which does not exist.")
+    if settings.val_fraction is not None:
+        validation = _places(root, settings.val_split)
+        if validation:
+            raise ValueError(f"--val-fraction divides a folder without validation images, but found {validation[0]}.")
+        return next((place for place in _places(root, settings.train_split) if place.is_dir()), root)
     places = _places(root, split)
-    if places:
-        return places[0]
-    raise ValueError(
-        f"{root} has no {split!r} split: expected a folder of that name (one subfolder for each class) or a .tar file, "
-        f"found {', '.join(sorted(path.name for path in root.iterdir())[:8]) or 'nothing'}; name yours with "
-        "--train-split and --val-split, or hold out a part of the pictures with --val-fraction 0.2."
-    )
+    if not places:
+        raise ValueError(
+            f"{root} has no {split!r} split: expected a folder of that name (one subfolder for each class) or a .tar "
+            f"file, found {', '.join(sorted(path.name for path in root.iterdir())[:8]) or 'nothing'}; name yours with "
+            "--train-split and --val-split, or hold out a part of the pictures with --val-fraction 0.2."
+        )
+    return places[0]
+
+
+def _places(root: Path, split: str) -> list[Path]:
+    """Subfolders or tar files of a split that exist; timm knows synonyms such as val and test for validation."""
+    names = [split, *(("validation", "val", "test", "eval") if split in ("validation", "val") else ())]
+    return [path for name in names for path in (root / name, root / f"{name}.tar") if path.exists()]
 
 
 def has_validation(settings: TrainSettings) -> bool:
     """Whether the folder of the settings has validation images of its own."""
     return settings.folder is not None and bool(_places(settings.folder, settings.val_split))
-
-
-def _undivided(root: Path, settings: TrainSettings) -> Path:
-    """The folder of the class folders that ``--val-fraction`` divides."""
-    if not root.is_dir():
-        raise ValueError(f"--data names the folder {root}, which does not exist.")
-    validation = _places(root, settings.val_split)
-    if validation:
-        raise ValueError(f"--val-fraction divides a folder without validation images, but there is {validation[0]}.")
-    return next((place for place in _places(root, settings.train_split) if place.is_dir()), root)
-
-
-def class_names(dataset: Any, settings: TrainSettings, *, default: int | None = None) -> list[str]:
-    """Names of the classes, or their numbers; ``default`` is how many there are where nothing says so.
-
-    Raises:
-        ValueError: If their number is not known, or not that of the settings.
-    """
-    by_name = classes_by_name(dataset)
-    if by_name:
-        names = sorted(by_name, key=by_name.__getitem__)
-        if settings.num_classes not in (None, len(names)):
-            raise ValueError(f"--num-classes is {settings.num_classes}, but the data has {len(names)} classes.")
-        return names
-    count = settings.num_classes or default
-    if count is None:
-        raise ValueError(f"--data {settings.data} does not say how many classes it has; add --num-classes.")
-    return [str(index) for index in range(count)]

@@ -21,11 +21,11 @@ from timm_csg.adaptation import adapt
 from timm_csg.assignment import has_assigned
 from timm_csg.checkpoint import replacing, save_plain, save_pretrained
 from timm_csg.cli.build import find_amp_dtype, make_model, make_optimizers, make_scheduler
-from timm_csg.cli.data import Loader
 from timm_csg.cli.distributed import GlobalBatches, Processes
+from timm_csg.cli.preprocessing import Loader
 from timm_csg.cli.settings import STANDARD, TrainSettings
-from timm_csg.cli.state import STATE, load_state, save_state, writing
-from timm_csg.cli.state import TrainingError as TrainingError
+from timm_csg.cli.state import load_state, save_state, writing
+from timm_csg.cli.terminal import TrainingError
 from timm_csg.model import hold_frozen, is_differentiated
 from timm_csg.recipes import Recipe
 from timm_csg.schedule import Joint
@@ -58,9 +58,9 @@ class Training(TrainingMixin):
         settings: Resolved settings.
         num_classes: Classes of the data.
         steps_per_epoch: Length of the training loader.
-        device: Where to train.
-        folder: For ``state.pt``.
-        processes: Who trains; all of them make the same ``Training``. Only the first reads and writes the folder.
+        state_file: What the state is saved to and resumed from.
+        processes: Who trains, and where; all of them make the same ``Training``. Only the first reads and writes the
+            file.
     """
 
     def __init__(
@@ -70,12 +70,11 @@ class Training(TrainingMixin):
         settings: TrainSettings,
         num_classes: int,
         steps_per_epoch: int,
-        device: torch.device,
-        folder: Path,
-        processes: Processes | None = None,
+        state_file: Path,
+        processes: Processes,
     ) -> None:
-        self.processes = Processes(device=device) if processes is None else processes
-        self.name, self.settings, self.folder, self.device = name, settings, folder, device
+        self.name, self.settings, self.state_file, self.processes = name, settings, state_file, processes
+        self.device = device = processes.device
         self.history: list[dict[str, Any]] = []
         self.epochs_done = 0
         random_seed(settings.seed)
@@ -98,10 +97,6 @@ class Training(TrainingMixin):
         self._load()
         sees_all = recipe is None or (isinstance(self.schedule, Joint) and self.schedule.warmup == 0)
         self.wrapped = self.processes.wrap(self.model, find_unused_parameters=not sees_all)
-
-    @property
-    def _state_file(self) -> Path:
-        return self.folder / STATE
 
     @property
     def eval_model(self) -> nn.Module:
@@ -143,7 +138,7 @@ class Training(TrainingMixin):
             self.history.append(row)
             self.epochs_done += 1
             if self.processes.is_first:
-                with writing(self.folder):
+                with writing(self.state_file.parent):
                     self._save()
                 display.epoch(row)
 
@@ -262,7 +257,7 @@ class Training(TrainingMixin):
         return save_pretrained(timm_model, folder, metrics=measured, base_model=base, **about)
 
     def _save(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.state_file.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
@@ -272,11 +267,11 @@ class Training(TrainingMixin):
             "epochs_done": self.epochs_done,
             "history": self.history,
         }
-        save_state(state, self._state_file)
+        save_state(state, self.state_file)
 
     def _load(self) -> None:
-        """Go on from the state on disk, if there is one; the other processes have it from the first."""
-        found = load_state(self._state_file) if self.processes.is_first and self._state_file.exists() else None
+        """Resume from the state on disk, if there is one; the other processes have it from the first."""
+        found = load_state(self.state_file) if self.processes.is_first and self.state_file.exists() else None
         state = self.processes.from_first(found)
         if state is None:
             return
@@ -289,4 +284,4 @@ class Training(TrainingMixin):
             self.scaler.load_state_dict(state["scaler"])
         self.load_training_state(state["loop"])
         self.epochs_done, self.history = state["epochs_done"], state["history"]
-        _logger.info("%s: going on after epoch %d of %d", self.name, self.epochs_done, self.settings.epochs)
+        _logger.info("%s: resuming after epoch %d of %d", self.name, self.epochs_done, self.settings.epochs)

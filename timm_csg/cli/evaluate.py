@@ -24,7 +24,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from timm_csg.cli.checkpoint_data import check_data_options, import_plugins, load_checkpoint_and_data
+from timm_csg.cli.checkpoint_data import check_data_options, load_checkpoint_and_data
+from timm_csg.cli.checkpoints import import_plugins
 from timm_csg.cli.contestants import expand, settings_for
 from timm_csg.cli.results import write_json, write_tables
 from timm_csg.cli.runs import folder_for_results

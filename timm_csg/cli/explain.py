@@ -13,30 +13,29 @@ import torch.nn.functional as F
 from rich import box
 from rich.table import Table
 from rich.text import Text
-from timm.data import create_transform
 from torch import Tensor, nn
 
 from timm_csg import explain as methods_module
+from timm_csg import labels
 from timm_csg.checkpoint import replacing
-from timm_csg.cli.checkpoint_data import import_plugins, input_config, load_model, match_classes, run_settings
-from timm_csg.cli.commands.explain import FILTERS, METHODS, OPTIONS
+from timm_csg.cli.checkpoint_data import check_data_options, load_with_input
+from timm_csg.cli.checkpoints import import_plugins
+from timm_csg.cli.classes import class_names, match_classes
+from timm_csg.cli.commands.explain import FILTERS, METHODS
 from timm_csg.cli.contrast import Versus, versus_class
-from timm_csg.cli.data import class_names as names_of
 from timm_csg.cli.data import open_split
-from timm_csg.cli.distributed import find_device
 from timm_csg.cli.folders import find_pictures, shown
-from timm_csg.cli.images import ImageError, image_mode, read_image
+from timm_csg.cli.images import ImageError
+from timm_csg.cli.preprocessing import read_input
 from timm_csg.cli.runs import folder_for_results
-from timm_csg.cli.settings import DIGITS, TrainSettings
+from timm_csg.cli.settings import IMAGE_OPTIONS, TrainSettings
 from timm_csg.cli.spelling import check_choice, did_you_mean, file_stem
 from timm_csg.explain import PredictionExplanation
-from timm_csg.labels import class_index, class_names
 from timm_csg.plots import overlay
 from timm_csg.plots.reporting.pictures import displayable
 
 _logger = logging.getLogger(__name__)
 _SMALLEST = 256  # pixels of a picture's longer side; smaller images are enlarged
-_DIGITS = [str(digit) for digit in range(10)]
 
 
 class Explained(NamedTuple):
@@ -99,29 +98,17 @@ def explain(
         check_choice("method", name, [*METHODS, FILTERS])
     if top < 1:
         raise ValueError(f"--top must be at least 1, but is {top}.")
-    wrong = sorted(set(data_options) - set(OPTIONS))
-    if wrong:
-        raise ValueError(f"unknown option {', '.join(wrong)}; options are {', '.join(OPTIONS)}.")
+    check_data_options(data_options, IMAGE_OPTIONS)
     files = list(_files(images))
     import_plugins(plugins)
-    trained = run_settings(checkpoint)
-    kept = {} if trained is None else {name: getattr(trained, name) for name in (*OPTIONS, "in_chans", "train_split")}
-    settings = TrainSettings(**kept | data_options)
-    if settings.data == DIGITS and (trained is not None or "data" in data_options):
-        settings = settings.resolved()
-    model = load_model(checkpoint, find_device(settings.device))
-    has_data = trained is not None or "data" in data_options
-    names = class_names(model)
-    if "data" in data_options or (names is None and has_data):
-        names = _names_in_data(checkpoint, model, settings, must="data" in data_options)
-    names = _numbers(model) if names is None else names
-    label = None if target is None else class_index(target, names)
-    rival = None if against is None else class_index(against, names)
-    whole = settings.data == DIGITS and has_data
+    model, config, settings = load_with_input(checkpoint, data_options)
+    names = _class_names(checkpoint, model, settings, must_fit="data" in data_options)
+    label = None if target is None else labels.class_index(target, names)
+    rival = None if against is None else labels.class_index(against, names)
     pictures = None if output is None else _Pictures(Path(output))
 
     def one(path: Path) -> Explained:
-        image = _read(path, model, settings, whole=whole)
+        image = read_input(path, config).to(next(model.parameters()).device)
         why = methods_module.explain_prediction(model, image, label, top=top)[0]
         written = [] if pictures is None else pictures.draw(model, image, why, methods, path.stem)
         versus = None if rival is None else versus_class(model, image, why, rival, names, top)
@@ -177,36 +164,18 @@ def _neighbour(path: Path) -> str:
     return did_you_mean(path.name, beside) or "."
 
 
-def _numbers(model: nn.Module) -> list[str]:
-    return [str(index) for index in range(int(model.num_classes))]  # type: ignore[arg-type]
-
-
-def _names_in_data(checkpoint: str, model: nn.Module, settings: TrainSettings, *, must: bool) -> list[str] | None:
-    """Names of the classes, compared with those of the data; None where it is not at hand and need not be."""
-    try:
-        names = _DIGITS if settings.data == DIGITS else names_of(open_split(settings, is_training=False), settings)
-    except ValueError as error:
-        if must:
-            raise
-        _logger.warning("classes are named by their numbers: %s", error)
-        return None
-    return match_classes(checkpoint, model, names, settings)[0]
-
-
-def _read(path: Path, model: nn.Module, settings: TrainSettings, *, whole: bool) -> Tensor:
-    """One image as the model wants it [1, channels, height, width]."""
-    config = input_config(model, settings)
-    transform: Any = create_transform(
-        input_size=config["input_size"],
-        is_training=False,
-        interpolation=config["interpolation"],
-        mean=config["mean"],
-        std=config["std"],
-        crop_pct=1.0 if whole else config["crop_pct"],
-        crop_mode=config["crop_mode"],
-    )
-    image: Tensor = transform(read_image(path, image_mode(config["input_size"][0])))
-    return image[None].to(next(model.parameters()).device)
+def _class_names(checkpoint: str, model: nn.Module, settings: TrainSettings | None, *, must_fit: bool) -> list[str]:
+    """Names of the model's classes: its own, else those of the data, else numbers; the data has no others if named."""
+    own = labels.class_names(model)
+    if settings is not None and (must_fit or own is None):
+        try:
+            found = class_names(open_split(settings, is_training=False), settings)
+            return match_classes(checkpoint, model, found, settings)[0]
+        except ValueError as error:
+            if must_fit:
+                raise
+            _logger.warning("classes are named by their numbers: %s", error)
+    return own or [str(index) for index in range(int(model.num_classes))]  # type: ignore[arg-type]
 
 
 class _Pictures:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from timm_csg.cli.checkpoint_data import import_plugins, input_config, load_model, run_settings
-from timm_csg.cli.settings import DIGITS, TrainSettings
+from timm_csg.cli.checkpoint_data import load_with_input
+from timm_csg.cli.checkpoints import import_plugins
 from timm_csg.export import Exported, export_onnx
 
 
@@ -38,12 +37,6 @@ def export(
         CheckpointError, HubError: If the checkpoint cannot be loaded.
     """
     import_plugins(plugins)
-    trained = run_settings(checkpoint)
-    settings = TrainSettings() if trained is None else trained
-    if img_size is not None:
-        settings = replace(settings, img_size=img_size)
-    model = load_model(checkpoint)
-    config = input_config(model, settings)
-    if trained is not None and trained.data == DIGITS:
-        config["crop_pct"] = 1.0
+    given = {"device": "cpu"} if img_size is None else {"device": "cpu", "img_size": img_size}
+    model, config, _ = load_with_input(checkpoint, given)
     return export_onnx(model, path, outputs=outputs, upsample=upsample, preprocessing=config)

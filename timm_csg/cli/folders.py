@@ -15,8 +15,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
+from timm.data.readers.reader import Reader
 from timm.utils.misc import natural_key
 
 _logger = logging.getLogger(__name__)
@@ -111,8 +113,8 @@ def _visible(place: Path, names: list[str], folder: Path, found: Found) -> Itera
             yield name
 
 
-class PictureFolder:
-    """The picture files below a folder and their labels, one folder for each class.
+class PictureFolder(Reader):  # type: ignore[misc]
+    """The picture files below a folder and their labels, one folder for each class; a reader for timm's data sets.
 
     Classes have the names of the folders that hold pictures, in timm's order.
 
@@ -155,9 +157,13 @@ class PictureFolder:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def filenames(self) -> list[str]:
-        """The files relative to the folder, as timm's data sets have them."""
-        return [str(Path(path).relative_to(self.root)) for path, _ in self.samples]
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        path, label = self.samples[index]
+        return Path(path).open("rb"), label
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        path = Path(self.samples[index][0])
+        return path.name if basename else str(path if absolute else path.relative_to(self.root))
 
 
 def _check_classes(root: Path, found: Found) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 from timm.data import ImageDataset
 from torch.utils.data import Dataset
 
-from timm_csg.cli.folders import PictureFolder, shown
+from timm_csg.cli.folders import shown
 
 _logger = logging.getLogger(__name__)
 
@@ -64,16 +63,12 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         return shown(str(samples[index][0])) if samples else f"image {index} of {type(self.dataset).__name__}"
 
     def _read(self, index: int) -> tuple[Any, Any]:
-        if isinstance(self.dataset, PictureFolder):
-            path, label = self.dataset.samples[index]
-            with Image.open(path) as image:
-                return convert(image, self.mode), label
-        if not isinstance(self.dataset, ImageDataset):
-            image, target = self.dataset[index]
-            return (convert(image, self.mode) if isinstance(image, Image.Image) else image), target
-        file, target, *_ = self.dataset.reader[index]
-        with file, Image.open(file) as image:
-            return convert(image, self.mode), target
+        if isinstance(self.dataset, ImageDataset):
+            file, target, *_ = self.dataset.reader[index]
+            with file, Image.open(file) as image:
+                return convert(image, self.mode), target
+        image, target = self.dataset[index]
+        return (convert(image, self.mode) if isinstance(image, Image.Image) else image), target
 
     def _label(self, index: int, target: Any) -> int:
         if target is None or int(target) < 0:
@@ -159,38 +154,3 @@ def _warn_of_dark_images() -> None:
         "an image of 16 bits has no value above 4095 and is read as nearly black; if your camera gives 12 bits, save "
         "the images with 8 bits or scaled to 16"
     )
-
-
-def classes_by_name(dataset: Any) -> dict[str, int]:
-    """Names of the classes with their labels as the data set has them; empty if it does not say."""
-    reader = getattr(dataset, "reader", dataset)
-    candidates = [getattr(reader, name, None) for name in ("class_to_idx", "class_name_to_idx")]  # folders; tar files
-    return {str(name): label for name, label in (next(filter(None, candidates), None) or {}).items()}
-
-
-def labels_by_name(names: Sequence[str], dataset: Any) -> list[int] | None:
-    """The label among ``names`` for each label of a data set; None where they agree, or the data set has no names.
-
-    Folders are numbered by name in each split on its own, so one missing class would shift all that follow.
-
-    Args:
-        names: The classes in the order of the labels to give, as in training.
-        dataset: The validation images.
-
-    Raises:
-        ValueError: If the data set has a class that is not among the names.
-    """
-    found = classes_by_name(dataset)
-    known = {name: label for label, name in enumerate(names)}
-    if known == found or not found:
-        return None
-    unknown = sorted(set(found) - set(known))
-    if unknown:
-        raise ValueError(
-            f"the validation images have classes missing from the training split: {', '.join(unknown[:8])}; both "
-            "splits need folders of the same names."
-        )
-    missing = [name for name in names if name not in found]
-    if missing:
-        _logger.warning("there are no validation images of: %s; nothing is measured for them", ", ".join(missing[:8]))
-    return [known[name] for name in sorted(found, key=found.__getitem__)]

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 import timm
 import torch
-from timm.models import get_model_input_config, is_model
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from timm_csg import explain, metrics
-from timm_csg.cli.checkpoint_data import checkpoint_folder, import_plugins
+from timm_csg.cli.checkpoints import checkpoint_folder, import_plugins, open_checkpoint
 from timm_csg.head import find_classifier, probe_head
-from timm_csg.hub import from_pretrained
-from timm_csg.hub_errors import explained
 from timm_csg.labels import class_names
-from timm_csg.manifest import CheckpointError, Manifest, NoMechanismError
+from timm_csg.manifest import Manifest
 from timm_csg.mechanisms import list_mechanisms
 from timm_csg.model import DifferentiatedModel, differentiate, is_differentiated, undifferentiate
 from timm_csg.stage import Stage, find_stage
@@ -54,7 +51,7 @@ def inspect(name: str, *, plugins: Sequence[str] = ()) -> dict[str, Any]:
         False
     """
     import_plugins(plugins)
-    model, source, timm_name = _open(name)
+    model, source, timm_name = open_checkpoint(name, weights=False)
     plain = _plain_skeleton(model)
     found: dict[str, Any] = {
         "name": name,
@@ -80,40 +77,6 @@ def inspect(name: str, *, plugins: Sequence[str] = ()) -> dict[str, Any]:
     if is_differentiated(model):
         found["differentiated"] = _differentiated(model, name)
     return found
-
-
-def _open(name: str) -> tuple[nn.Module, str, str]:
-    """The model, on the meta device unless it has a mechanism; where it comes from; and what timm calls it."""
-    folder = checkpoint_folder(name)
-    if folder is None and "/" not in name and ":" not in name:
-        return _without_weights(name), "timm", name
-    prefix = "" if name.startswith(("hf-hub:", "hf_hub:")) else "hf-hub:"
-    timm_name = f"{prefix}{name}" if folder is None else f"local-dir:{folder}"
-    try:
-        return from_pretrained(name if folder is None else folder), "checkpoint", timm_name
-    except CheckpointError as error:
-        if not isinstance(error, NoMechanismError) and not isinstance(error.__cause__, NoMechanismError):
-            raise
-    return _without_weights(timm_name), "plain checkpoint", timm_name
-
-
-def _without_weights(name: str) -> nn.Module:
-    """A plain timm model on the meta device.
-
-    Raises:
-        ValueError: If timm knows no such model; the message names those that are spelled alike.
-    """
-    known = name.partition(".")[0]
-    if ":" not in name and not is_model(known):
-        alike = difflib.get_close_matches(known, timm.list_models(), n=4)
-        remedy = f"did you mean {', '.join(alike)}?" if alike else "see timm.list_models()."
-        raise ValueError(f"timm has no model {name!r}, and there is no such folder; {remedy}")
-    try:
-        with explained(f"inspect {name}"), torch.device("meta"):
-            model: nn.Module = timm.create_model(name, pretrained=False)
-            return model
-    except RuntimeError as error:
-        raise ValueError(f"timm cannot make {name!r}: {error}") from error
 
 
 def _plain_skeleton(model: nn.Module) -> Any:

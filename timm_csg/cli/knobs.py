@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 
-from timm_csg.cli.settings import DIGITS, TrainSettings
+from timm_csg.cli.settings import DIGITS, TrainSettings, flag
 from timm_csg.recipes import Recipe
 from timm_csg.schedule import Alternating, Joint
 
@@ -45,5 +45,5 @@ def check_knobs(settings: TrainSettings, recipes: Mapping[str, Recipe | None]) -
     for names, works, remedy in rules:
         given = [name for name in names if getattr(settings, name) != defaults[name]]
         if given and not works:
-            options = ", ".join("--" + name.replace("_", "-") for name in given)
+            options = ", ".join(map(flag, given))
             raise ValueError(f"{options} would change nothing here; {remedy}.")

@@ -1,54 +1,43 @@
-"""Options of the command line that commands share: those of ``TrainSettings``, and ``--plugin``."""
+"""Options of the command line that commands share: those of ``TrainSettings``, checkpoints, and ``--plugin``."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Collection
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from timm_csg.cli.settings import DEFAULTS, DIGITS_DEFAULTS, TrainSettings
+from timm_csg.cli.settings import DATA_OPTIONS, DIGITS, TrainSettings, default_of, flag
 
-DATA_OPTIONS = (
-    "data", "data_dir", "val_split", "val_fraction", "val_seed", "dataset_download", "num_classes", "img_size",
-    "batch_size", "device", "workers",
-)  # fmt: skip
+CHECKPOINT = "checkpoint folder, folder of a timm-csg train run, Hub repository user/name, or timm model name"
 
 
 def add_settings(parser: argparse.ArgumentParser, *, only: Collection[str] | None = None) -> None:
     """Give a parser one option for each field of ``TrainSettings``, or for those in ``only``."""
     for item in fields(TrainSettings):
-        if only is not None and item.name not in only:
-            continue
-        flag = "--" + item.name.replace("_", "-")
-        kind = str(item.type).removesuffix(" | None")
-        extra: dict[str, Any] = {"help": item.metadata["help"], "default": argparse.SUPPRESS}
-        if item.name in DEFAULTS:
-            extra["help"] += (
-                f" (digits: {_words(DIGITS_DEFAULTS.get(item.name))}; other data: {_words(DEFAULTS[item.name])})"
-            )
-        elif item.default not in (None, False) and not isinstance(item.default, dict):
-            extra["help"] += f" (default: {item.default})"
-        if kind == "bool":
-            extra["action"] = "store_true"
-        elif kind.startswith("list"):
-            extra.update(nargs="+", metavar="NAME")
-        elif kind.startswith("tuple"):
-            extra.update(nargs=2, type=float, metavar=("LOW", "HIGH"))
-        elif kind.startswith("dict"):
-            extra.update(nargs="+", action=_KeyValues, metavar="KEY=VALUE")
-        else:
-            extra["type"] = {"int": int, "float": float}.get(kind, str)
-            extra["choices"] = item.metadata.get("choices")
-            extra["metavar"] = None if extra["choices"] else kind.upper()
-        parser.add_argument(flag, dest=item.name, **extra)
+        if only is None or item.name in only:
+            kind = str(item.type).removesuffix(" | None")
+            choices = item.metadata.get("choices")
+            values: dict[str, Any]
+            if kind == "bool":
+                values = {"action": "store_true"}
+            elif kind.startswith("list"):
+                values = {"nargs": "+", "metavar": "NAME"}
+            elif kind.startswith("tuple"):
+                values = {"nargs": 2, "type": float, "metavar": ("LOW", "HIGH")}
+            elif kind.startswith("dict"):
+                values = {"nargs": "+", "action": "extend", "type": _pair, "metavar": "KEY=VALUE"}
+            else:
+                values = {"type": {"int": int, "float": float}.get(kind, str), "choices": choices}
+                values["metavar"] = None if choices else kind.upper()
+            parser.add_argument(flag(item.name), dest=item.name, default=argparse.SUPPRESS, help=_help(item), **values)
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, only: Collection[str] = DATA_OPTIONS) -> None:
     """Options that say where the images are, those of ``timm-csg train``, and ``--plugin``."""
-    add_settings(parser, only=DATA_OPTIONS)
+    add_settings(parser, only=only)
     add_plugin_argument(parser)
 
 
@@ -68,28 +57,33 @@ def path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def given_options(namespace: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
-    """Those of the options that were given on the command line; ``add_settings`` leaves no value for the others."""
-    return {name: getattr(namespace, name) for name in names if hasattr(namespace, name)}
+def names(text: str) -> list[str]:
+    """Names with commas between them, such as ``cam,grad_cam``."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+def given_options(namespace: argparse.Namespace, known: Collection[str]) -> dict[str, Any]:
+    """Those of the known options that were given; ``add_settings`` leaves no value for the others."""
+    found = {name: getattr(namespace, name) for name in known if hasattr(namespace, name)}
+    pairs = {item.name for item in fields(TrainSettings) if str(item.type).startswith("dict")}
+    return {name: dict(value) if name in pairs else value for name, value in found.items()}
 
 
-class _KeyValues(argparse.Action):
-    """key=value ... into a dictionary; values are read as JSON where they are JSON."""
+def _help(item: Field[Any]) -> str:
+    text: str = item.metadata["help"]
+    if "other" in item.metadata:
+        defaults = [default_of(item, data) for data in (DIGITS, "")]
+        digits, other = (" ".join(map(str, v)) if isinstance(v, (list, tuple)) else v for v in defaults)
+        return f"{text} (digits: {digits}; other data: {other})"
+    return f"{text} (default: {item.default})" if item.default not in (None, False) else text
 
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        pairs = dict(getattr(namespace, self.dest, None) or {})
-        for pair in values:
-            key, equals, text = pair.partition("=")
-            if not equals:
-                parser.error(f"{option} expects key=value, but found {pair!r}")
-            try:
-                pairs[key] = json.loads(text)
-            except json.JSONDecodeError:
-                pairs[key] = text
-        setattr(namespace, self.dest, pairs)
+
+def _pair(text: str) -> tuple[str, Any]:
+    """``key=value``; the value is read as JSON where it is JSON."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expects key=value, but found {text!r}")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,12 @@ from rich.console import Console
 from rich.text import Text
 
 from timm_csg import plots
-from timm_csg.cli.checkpoint_data import (
-    check_data_options,
-    checkpoint_folder,
-    import_plugins,
-    input_config,
-    load_checkpoint_and_data,
-    load_model,
-    settings_of,
-)
+from timm_csg.cli.checkpoint_data import check_data_options, load_checkpoint_and_data, settings_of
+from timm_csg.cli.checkpoints import checkpoint_folder, import_plugins, load_model
 from timm_csg.cli.data import Data
-from timm_csg.cli.runs import writable_file
-from timm_csg.cli.settings import REPORT, STANDARD, TrainSettings
+from timm_csg.cli.preprocessing import model_input_config
+from timm_csg.cli.runs import RunFolder, writable_file
+from timm_csg.cli.settings import STANDARD, TrainSettings
 from timm_csg.cli.terminal import make_console, say
 from timm_csg.manifest import CONFIG
 
@@ -32,7 +26,7 @@ def report(
     checkpoint: str,
     *,
     reference: str | None = None,
-    output: str | Path = REPORT,
+    output: str | Path = "report.html",
     title: str | None = None,
     plugins: Sequence[str] = (),
     console: Console | None = None,
@@ -66,11 +60,12 @@ def report(
     writable_file(output)
     settings = settings_of(data_options, checkpoint)
     model, loader, class_names = load_checkpoint_and_data(checkpoint, settings)
-    reference = _standard_beside(checkpoint) if reference is None else reference
-    other = None
+    folder, run = checkpoint_folder(checkpoint), RunFolder.of(checkpoint)
+    beside = run.standard_beside(folder) if run is not None and folder is not None else None
+    other, reference = None, reference or (None if beside is None else str(beside))
     if reference is not None:
         other = load_model(reference, next(model.parameters()).device)
-        ours, theirs = input_config(model, settings), input_config(other, settings)
+        ours, theirs = model_input_config(model, settings), model_input_config(other, settings)
         differing = [name for name in ("input_size", "mean", "std") if tuple(ours[name]) != tuple(theirs[name])]
         if differing:
             raise ValueError(
@@ -78,11 +73,14 @@ def report(
                 "be compared on the same images."
             )
     console = make_console() if console is None else console
-    with _status(console, f"looking at {checkpoint}", quiet=quiet):
+    text = f"looking at {checkpoint}"
+    if not quiet and not console.is_terminal:
+        say(text)
+    with nullcontext() if quiet else console.status(Text(text), spinner="line"):
         return plots.report(model, loader, output, class_names=class_names, reference=other, title=title)
 
 
-def report_of_run(run: Path, settings: TrainSettings, data: Data, device: torch.device) -> Path | None:
+def report_of_run(run: RunFolder, settings: TrainSettings, data: Data, device: torch.device) -> Path | None:
     """The report of a ``timm-csg train`` run, into its folder: of its last gated model, beside the standard one.
 
     Args:
@@ -94,37 +92,15 @@ def report_of_run(run: Path, settings: TrainSettings, data: Data, device: torch.
     Returns:
         The file; None if the run has no model.
     """
-    standard = run / STANDARD / "model"
-    model = run / "model" if (run / "model" / CONFIG).is_file() else standard
+    model = run.model if (run.model / CONFIG).is_file() else run.model_of(STANDARD)
     if not (model / CONFIG).is_file():
         return None
-    other = load_model(str(standard), device) if model != standard and (standard / CONFIG).is_file() else None
+    standard = run.standard_beside(model)
     return plots.report(
-        load_model(str(model), device),
+        load_model(model, device),
         data.validation,
-        run / REPORT,
+        run.report,
         class_names=data.class_names,
-        reference=other,
+        reference=None if standard is None else load_model(standard, device),
         title=f"What {Path(settings.model).name} has learned of {settings.data_name}",
     )
-
-
-def _standard_beside(checkpoint: str) -> str | None:
-    """The standard model of the run that a checkpoint lies in, unless it is that one."""
-    folder = checkpoint_folder(checkpoint)
-    if folder is None:
-        return None
-    for candidate in (folder.resolve().parent, folder.resolve().parent.parent):
-        standard = candidate / STANDARD / "model"
-        if (standard / CONFIG).is_file() and standard != folder.resolve():
-            return str(standard)
-    return None
-
-
-def _status(console: Console, text: str, *, quiet: bool) -> AbstractContextManager[object]:
-    """What is going on: a line that moves on a terminal, else a plain one."""
-    if console.is_terminal and not quiet:
-        return console.status(Text(text), spinner="line")
-    if not quiet:
-        say(text)
-    return nullcontext()

@@ -1,4 +1,4 @@
-"""Run folders: a free name, taken at once; a folder that one process writes to; what may be there already."""
+"""Folders for results: where everything of a ``timm-csg train`` run lies, and places that are free to write to."""
 
 from __future__ import annotations
 
@@ -13,15 +13,154 @@ from filelock import FileLock, Timeout
 
 from timm_csg.checkpoint import replacing
 from timm_csg.cli.distributed import told_by_first
-from timm_csg.cli.settings import MACHINE_OPTIONS, RUN_SETTINGS, TrainSettings
+from timm_csg.cli.settings import MACHINE_OPTIONS, STANDARD, TrainSettings
 from timm_csg.cli.spelling import file_stem
-from timm_csg.cli.state import STATE
+from timm_csg.manifest import CONFIG
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as ``replacing`` names them
+_STATE = "state.pt"
+
+
+class RunFolder:
+    """The folder of a ``timm-csg train`` run; written by train, read by resume, evaluate, explain, report and push.
+
+    ::
+
+        run/
+          settings.json            what was asked for; --resume reads it
+          model/                   the last recipe's model, for timm_csg.from_pretrained and for plain timm
+          metrics.json  log.csv    all recipes
+          figures/*.png            gates and mutual information
+          report.html              what the last gated recipe's filters look at, beside the standard model
+          <recipe>/                state.pt for --resume, and the recipe's own model/
+
+    Args:
+        path: The folder; it need not exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.settings_file, self.metrics = self.path / "settings.json", self.path / "metrics.json"
+        self.log, self.report = self.path / "log.csv", self.path / "report.html"
+        self.model, self.figures = self.path / "model", self.path / "figures"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @classmethod
+    def of(cls, checkpoint: str | Path) -> RunFolder | None:
+        """The run that a checkpoint is or lies in; None if it lies in none.
+
+        Args:
+            checkpoint: A name or a folder, also as ``local-dir:folder``.
+        """
+        folder = Path(str(checkpoint).removeprefix("local-dir:")).expanduser()
+        whole = folder.resolve()
+        above = whole.parents[:2] if whole.name == "model" else ()
+        return next((run for place in (folder, *above) if (run := cls(place)).exists()), None)
+
+    def exists(self) -> bool:
+        """Whether there is a run, and not another program's ``settings.json``."""
+        if not self.settings_file.is_file():
+            return False
+        text = self.settings_file.read_text(encoding="utf-8", errors="replace")
+        return any(self.path.glob("*/state.*")) or all(f'"{name}":' in text for name in ("data", "model", "recipe"))
+
+    def state_of(self, recipe: str) -> Path:
+        """The file that a recipe's training is resumed from."""
+        return self.path / recipe / _STATE
+
+    def model_of(self, recipe: str) -> Path:
+        """The folder of a recipe's model."""
+        return self.path / recipe / "model"
+
+    def gate_figure(self, recipe: str) -> Path:
+        """The picture of a recipe's gate."""
+        return self.figures / f"gate_{recipe}.png"
+
+    def models(self) -> list[Path]:
+        """Folders of the recipes' models as far as they are saved, in the order of the settings."""
+        recipes = self.settings().recipe or []
+        found = [config.parent for config in sorted(self.path.glob(f"*/model/{CONFIG}"))]
+        places = {self.model_of(recipe): number for number, recipe in enumerate(recipes)}
+        return sorted(found, key=lambda folder: places.get(folder, len(recipes)))
+
+    def standard_beside(self, model: Path) -> Path | None:
+        """The standard model to compare another one with; None if there is none, or it is that one."""
+        standard = self.model_of(STANDARD)
+        return standard if (standard / CONFIG).is_file() and standard.resolve() != model.resolve() else None
+
+    def settings(self) -> TrainSettings:
+        """The settings, in several processes as the first one reads them.
+
+        Raises:
+            ValueError: If there are none, or they are damaged.
+        """
+
+        def read() -> str:
+            if not self.settings_file.is_file():
+                missing = f"nothing to resume: {self.settings_file} does not exist"
+                raise ValueError(f"{missing}; --resume takes the folder of an earlier run.")
+            return self.settings_file.read_text(encoding="utf-8")
+
+        return TrainSettings.from_json(told_by_first(f"settings of {self}", read))
+
+    def check(self, settings: TrainSettings) -> None:
+        """Refuse a folder with epochs of a run that had other settings; another machine's device and paths may differ.
+
+        Raises:
+            ValueError: If there is such a run.
+        """
+        if not any(self.path.glob(f"*/{_STATE}")):
+            return
+        machine = {name: getattr(settings, name) for name in MACHINE_OPTIONS}
+        earlier = replace(self.settings(), **machine)
+        if earlier != replace(settings, epochs=settings.epochs or earlier.epochs):
+            raise ValueError(f"{self} holds a run with other settings; choose another --output, or --resume {self}.")
+
+    def prepare(self, settings: TrainSettings) -> None:
+        """Write the settings, and clear away what a killed process was writing.
+
+        Raises:
+            ValueError: If the folder cannot be written.
+        """
+        try:
+            for path in self.path.rglob(".*.tmp"):
+                if _TEMPORARY.fullmatch(path.name):
+                    path.unlink()
+            with replacing(self.settings_file) as temporary:
+                temporary.write_text(settings.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The folder, made if it does not exist, and ours alone; gone again if nothing was written into it.
+
+        Raises:
+            ValueError: If another process writes to it, or it cannot be made.
+        """
+        lock = FileLock(self.path / ".lock")
+        with folder_for_results(self.path):
+            try:
+                with contextlib.suppress(NotImplementedError):  # some file systems have no locks
+                    lock.acquire(blocking=False)
+            except Timeout as error:
+                raise ValueError(f"another process is writing to {self}; wait, or choose another --output.") from error
+            try:
+                yield
+            finally:
+                if lock.is_locked:
+                    Path(lock.lock_file).unlink(missing_ok=True)
+                    lock.release()
 
 
 def free_folder(*parts: str, folder: Path = Path("runs")) -> Path:
-    """Make a folder that did not exist: the parts, such as data and model, and a number. Never given to two callers.
+    """Make a folder that did not exist; never given to two callers.
+
+    Args:
+        *parts: Of its name, such as data and model; a number follows.
+        folder: Where to make it.
 
     Raises:
         ValueError: If it cannot be made.
@@ -35,7 +174,7 @@ def free_folder(*parts: str, folder: Path = Path("runs")) -> Path:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise ValueError(f"cannot make the folder {found}: {error}; choose another --output.") from error
+            raise _unwritable(found, error) from error
         else:
             return found
 
@@ -64,88 +203,24 @@ def folder_for_results(folder: Path) -> Iterator[None]:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"cannot write to the folder {folder}: {error}; choose another --output.") from error
+        raise _unwritable(folder, error) from error
     with gone_if_empty(folder, is_ours=is_new):
         yield
 
 
 def writable_file(path: Path) -> None:
-    """See whether a file can be written, before the work is done.
+    """Check that a file can be written, before the work is done.
 
     Raises:
-        ValueError: If it is a folder, or its folder is not there or cannot be written to.
+        ValueError: If it is a folder, or its folder does not exist or cannot be written to.
     """
     if path.is_dir():
         raise ValueError(f"--output {path} is a folder; name a file in it, such as {path / 'report.html'}.")
     if not path.parent.is_dir():
-        raise ValueError(f"the folder of --output {path} does not exist; make it, or choose another one.")
+        raise ValueError(f"the folder of --output {path} does not exist; create it, or choose another one.")
     with folder_for_results(path.parent):
         pass
 
 
-@contextlib.contextmanager
-def claimed(output: Path) -> Iterator[None]:
-    """The run folder, made if it does not exist, and ours alone; gone again if nothing was written into it.
-
-    Raises:
-        ValueError: If another process writes to it, or it cannot be made.
-    """
-    lock = FileLock(output / ".lock")
-    with folder_for_results(output):
-        try:
-            with contextlib.suppress(NotImplementedError):  # some file systems have no locks
-                lock.acquire(blocking=False)
-        except Timeout as error:
-            raise ValueError(f"another process is writing to {output}; wait, or choose another --output.") from error
-        try:
-            yield
-        finally:
-            if lock.is_locked:
-                Path(lock.lock_file).unlink(missing_ok=True)
-                lock.release()
-
-
-def read_settings(output: Path) -> TrainSettings:
-    """The settings of an earlier run in this folder, for ``--resume``.
-
-    Raises:
-        ValueError: If there is none, or it is damaged.
-    """
-    path = output / RUN_SETTINGS
-
-    def read() -> str:
-        if not path.is_file():
-            raise ValueError(f"nothing to resume: {path} does not exist; --resume takes the folder of an earlier run.")
-        return path.read_text(encoding="utf-8")
-
-    return TrainSettings.from_json(told_by_first("settings", read))
-
-
-def check_folder(settings: TrainSettings, output: Path) -> None:
-    """Refuse a folder with epochs of a run that had other settings; another machine's device and paths may differ.
-
-    Raises:
-        ValueError: If there is such a run.
-    """
-    if not any(output.glob(f"*/{STATE}")):
-        return
-    machine = {name: getattr(settings, name) for name in MACHINE_OPTIONS}
-    earlier = replace(read_settings(output), **machine)
-    if earlier != replace(settings, epochs=settings.epochs or earlier.epochs):
-        raise ValueError(f"{output} holds a run with other settings; choose another --output, or --resume {output}.")
-
-
-def prepare_folder(settings: TrainSettings, output: Path) -> None:
-    """Write the settings, and clear away what a killed process was writing.
-
-    Raises:
-        ValueError: If the folder cannot be written.
-    """
-    try:
-        for path in output.rglob(".*.tmp"):
-            if _TEMPORARY.fullmatch(path.name):
-                path.unlink()
-        with replacing(output / RUN_SETTINGS) as temporary:
-            temporary.write_text(settings.to_json(), encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot write to the folder {output}: {error}; choose another --output.") from error
+def _unwritable(folder: Path, error: OSError) -> ValueError:
+    return ValueError(f"cannot write to the folder {folder}: {error}; choose another --output.")

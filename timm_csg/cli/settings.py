@@ -7,16 +7,12 @@ import math
 import operator
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 STANDARD = "standard"
 DIGITS = "digits"
-REPORT = "report.html"
-RUN_SETTINGS = "settings.json"
-_DATA_KINDS = ("torch", "hfds", "hfids", "tfds", "wds")
-MACHINE_OPTIONS = ("data", "data_dir", "device", "workers")  # what may differ where a run is resumed
 
 
 def _absolute(path: str | Path) -> str:
@@ -24,7 +20,25 @@ def _absolute(path: str | Path) -> str:
     return os.path.abspath(Path(path).expanduser())  # noqa: PTH100
 
 
+def flag(name: str) -> str:
+    """The option of a field.
+
+    Example:
+        >>> flag("batch_size")
+        '--batch-size'
+    """
+    return "--" + name.replace("_", "-")
+
+
 def _option(default: Any, text: str, **extra: Any) -> Any:
+    """A field with its help text.
+
+    ``extra`` holds its limits and choices; what it becomes if left out, by kind of data (``digits``, ``other``) and for
+    fine-tuning (``pretrained``, found on pictures held out from training, see docs/results.md); and who else takes it:
+    ``of="where"`` marks what tells apart the images that a model was measured on, ``"images"`` the other options of all
+    commands that look at images, ``"data"`` those of commands that go through a data set; ``machine=True`` what may
+    differ where a run is resumed.
+    """
     return field(default=default, metadata={"help": text, **extra})
 
 
@@ -32,41 +46,45 @@ def _option(default: Any, text: str, **extra: Any) -> Any:
 class TrainSettings:
     """Options of one ``timm-csg train``; names and meanings as in timm's training script where it has them.
 
-    Options left out are None, whatever their type, until ``resolved`` fills in ``DIGITS_DEFAULTS`` or ``DEFAULTS``.
+    The command line, its help, the checks and the settings of a run folder follow from these fields alone. Options left
+    out are None, whatever their type, until ``resolved`` fills them in. The defaults for the digits are the main job:
+    under two minutes on two cores, and the differences between the recipes are there to see.
+
+    Raises:
+        ValueError: If a number is out of its option's range, or a recipe is named twice.
     """
 
+    # fmt: off
     data: str = _option(
-        DIGITS, "digits (scikit-learn's), folder:/path, or any name timm.data knows: torch/cifar10, hfds/..."
-    )
-    data_dir: str | None = _option(None, "where torch/, tfds/ and wds/ data sets are")
+        DIGITS, "digits (scikit-learn's), folder:/path, or any name timm.data knows: torch/cifar10, hfds/...",
+        of="where", machine=True)
+    data_dir: str | None = _option(None, "where torch/, tfds/ and wds/ data sets are", of="where", machine=True)
     train_split: str = _option("train", "name of the training split")
-    val_split: str = _option("validation", "name of the validation split (test, val, ... are found too)")
+    val_split: str = _option(
+        "validation", "name of the validation split (test, val, ... are found too)", of="where")
     val_fraction: float | None = _option(
-        None,
-        "hold out this share of each class's pictures for validation, where a folder has no such split",
-        above=0,
-        below=1,
-    )
+        None, "hold out this share of each class's pictures for validation, where a folder has no such split",
+        above=0, below=1, of="where")
     val_seed: int | None = _option(
-        None, "chooses the pictures of --val-fraction, the same ones for every --seed", low=0
-    )
-    dataset_download: bool = _option(False, "let timm download the data set")
-    num_classes: int | None = _option(None, "classes; found from the data where it says so", low=2)
-    model: str = _option(None, "any timm model name, also hf-hub:... and local-dir:...")
-    model_kwargs: dict[str, Any] | None = _option(None, "key=value ... for timm.create_model")
+        None, "chooses the pictures of --val-fraction, the same ones for every --seed", low=0, of="where")
+    dataset_download: bool = _option(False, "let timm download the data set", of="images")
+    num_classes: int | None = _option(
+        None, "number of classes; found from the data where it says so", low=2, of="images")
+    model: str = _option(
+        None, "any timm model name, also hf-hub:... and local-dir:...", digits="test_resnet", other="resnet18")
+    model_kwargs: dict[str, Any] | None = _option(
+        None, "key=value ... for timm.create_model", digits={"output_stride": 8})
     pretrained: bool = _option(False, "start from timm's pretrained weights")
     freeze: str = _option(
         None,
-        "layers that stay as they are; with backbone and assigned filters there is no training, only timm_csg.adapt",
-        choices=["none", "all-but-last-stage", "backbone"],
-    )
-    in_chans: int = _option(None, "image channels", low=1)
-    img_size: int | None = _option(None, "image size; default: the model's", low=1)
-    recipe: list[str] = _option(None, f"{STANDARD}, or recipes from the list below; each is one training")
+        "layers that are not trained; with backbone and assigned filters, only timm_csg.adapt fits the classifier",
+        choices=["none", "all-but-last-stage", "backbone"], other="none", pretrained="all-but-last-stage")
+    in_chans: int = _option(None, "image channels", low=1, other=3)
+    img_size: int | None = _option(None, "image size; default: the model's", low=1, of="images", digits=24)
+    recipe: list[str] = _option(None, f"{STANDARD}, or recipes from the list below; each is one training",
+        digits=[STANDARD, "paper", "assigned"], other=["assigned"], pretrained=[STANDARD, "assigned"])
     mechanism: str | None = _option(
-        None,
-        "mechanism, with the options given by --option; default: the recipe's (icnn and picnn alone mean their own)",
-    )
+        None, "mechanism, with the options given by --option; default: the recipe's (icnn and picnn alone mean their own)")
     option: dict[str, Any] | None = _option(None, "key=value ... options of the mechanism, over the recipe's")
     paths: str | None = _option(None, "schedule over the recipe's", choices=["alternating", "joint"])
     period: int | None = _option(None, "alternating: length of a cycle", low=1)
@@ -74,45 +92,49 @@ class TrainSettings:
     gate_warmup: int | None = _option(None, "units at the start that take the standard path only", low=0)
     path_unit: str | None = _option(None, "unit of the schedule", choices=["epoch", "step"])
     gate_lr: float | None = _option(
-        None, "learning rate of the gate; default: the recipe's, a tenth unless --opt is sgd", low=0
-    )
+        None, "learning rate of the gate; default: the recipe's, a tenth unless --opt is sgd", low=0)
     epochs: int = _option(
-        None, "epochs of every training; default with --pretrained: 300 steps, but 5 to 60 epochs", low=1
-    )
-    batch_size: int = _option(None, "images in a batch, of all processes together", low=1)
-    opt: str = _option(None, "optimizer, any of timm's")
-    lr: float = _option(None, "learning rate of the weights", above=0)
+        None, "epochs of every training; 300 steps, but 5 to 60 epochs, with --pretrained",
+        low=1, digits=16, other=30, pretrained=None)
+    batch_size: int = _option(None, "images in a batch, of all processes together", low=1, of="data",
+        digits=32, other=64, pretrained=32)
+    opt: str = _option(None, "optimizer, any of timm's", other="sgd", pretrained="adamw")
+    lr: float = _option(
+        None, "learning rate of the weights", above=0, digits=0.1, other=0.02, pretrained=1e-3)
     head_lr: float | None = _option(
-        None, "learning rate of the classifier; default: lr, 4 times that if --pretrained", low=0
-    )
+        None, "learning rate of the classifier; default: --lr, 4 times that with --pretrained", low=0)
     momentum: float = _option(0.9, "momentum of optimizers that have one", low=0, below=1)
-    weight_decay: float = _option(None, "weight decay (never on the gate)", low=0)
+    weight_decay: float = _option(
+        None, "weight decay (never on the gate)", low=0, digits=5e-4, other=1e-4, pretrained=0.05)
     layer_decay: float | None = _option(None, "layer-wise learning-rate decay", above=0, high=1)
     clip_grad: float | None = _option(None, "clip the gradient norm", above=0)
     sched: str = _option("cosine", "learning-rate schedule, any of timm's")
-    warmup_epochs: int = _option(None, "epochs of learning-rate warm-up", low=0)
+    warmup_epochs: int = _option(None, "epochs of learning-rate warm-up", low=0, digits=2, other=1)
     smoothing: float = _option(0.0, "label smoothing", low=0, below=1)
-    drop_rate: float | None = _option(None, "dropout before the classifier", low=0, below=1)
+    drop_rate: float | None = _option(None, "dropout before the classifier", low=0, below=1, pretrained=0.2)
     no_aug: bool = _option(False, "no training augmentation")
-    scale: tuple[float, float] = _option(None, "random crop area, two numbers")
-    hflip: float = _option(None, "probability of a horizontal flip", low=0, high=1)
-    color_jitter: float = _option(None, "strength of colour jitter", low=0)
+    scale: tuple[float, float] = _option(
+        None, "area of random crops, two shares of the image", digits=(0.8, 1.0), other=(0.35, 1.0))
+    hflip: float = _option(None, "probability of a horizontal flip", low=0, high=1, digits=0.0, other=0.5)
+    color_jitter: float = _option(None, "strength of colour jitter", low=0, digits=0.0, other=0.4)
     aa: str | None = _option(None, "timm's auto-augment policy")
     reprob: float = _option(0.0, "random erasing probability", low=0, high=1)
-    model_ema: bool = _option(False, "evaluate and save an exponential moving average")
+    model_ema: bool = _option(False, "evaluate and save an exponential moving average of the weights")
     model_ema_decay: float | None = _option(None, "its decay (default: 0.9998)", low=0, high=1)
     amp: bool = _option(False, "mixed precision")
     amp_dtype: str | None = _option(
-        None, "its type; default float16 on CUDA, else bfloat16", choices=["float16", "bfloat16"]
-    )
+        None, "its type; default: float16 on CUDA, else bfloat16", choices=["float16", "bfloat16"])
     channels_last: bool = _option(False, "channels_last memory format")
-    device: str = _option("auto", "cpu, cuda, cuda:1, mps; auto: CUDA if there is one")
-    workers: int = _option(None, "processes that load images", low=0)
+    device: str = _option(
+        "auto", "cpu, cuda, cuda:1, mps; auto: CUDA if there is one", of="images", machine=True)
+    workers: int = _option(
+        None, "processes that load images", low=0, of="data", machine=True, digits=0, other=2)
     seed: int = _option(42, "seed of initial weights, order and augmentation", low=0, below=2**32)
+    # fmt: on
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            _check_range("--" + item.name.replace("_", "-"), getattr(self, item.name), item.metadata)
+            _check_range(flag(item.name), getattr(self, item.name), item.metadata)
         if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"--scale takes two shares of the image area, 0 < LOW <= HIGH <= 1, but is {self.scale}.")
         if self.recipe is not None and len(set(self.recipe)) != len(self.recipe):
@@ -136,12 +158,10 @@ class TrainSettings:
 
         Paths become absolute, so that they hold in every working directory.
         """
-        defaults = dict(DIGITS_DEFAULTS if self.data == DIGITS else DEFAULTS)
-        if self.pretrained:
-            defaults |= PRETRAINED_DEFAULTS
+        defaults: dict[str, Any] = {item.name: default_of(item, self.data, self.pretrained) for item in fields(self)}
         if self.mechanism in ("icnn", "picnn"):
             defaults["recipe"] = [STANDARD, self.mechanism] if self.data == DIGITS else [self.mechanism]
-        options: dict[str, Any] = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        options = {name: value for name, value in defaults.items() if value is not None and getattr(self, name) is None}
         found = replace(self, **options | self._absolute_paths())
         if found.head_lr is None:
             found = replace(found, head_lr=found.lr * (4 if found.pretrained else 1))
@@ -178,43 +198,12 @@ class TrainSettings:
             raise ValueError(f"the settings of this run are damaged or of another version: {error}.") from error
 
 
-def settings_of_run(folder: Path) -> TrainSettings | None:
-    """The settings of the run in a folder; None if there is none, such as beside another program's ``settings.json``.
-
-    Raises:
-        ValueError: If there is one and its settings are damaged.
-    """
-    path = folder / RUN_SETTINGS
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8", errors="replace")
-    is_run = any(folder.glob("*/state.*")) or all(f'"{name}":' in text for name in ("data", "model", "recipe"))
-    return TrainSettings.from_json(text) if is_run else None
-
-
 _LIMITS = {
     "low": ("at least", operator.ge),
     "above": ("more than", operator.gt),
     "high": ("at most", operator.le),
     "below": ("less than", operator.lt),
 }
-
-
-def check_data_name(settings: TrainSettings) -> None:
-    """Refuse data that is no folder and no name for timm, which would take the folder of ``--data-dir`` for it.
-
-    Raises:
-        ValueError: With the names that timm knows, or the option that is missing.
-    """
-    kind, is_named, _ = settings.data.partition("/")
-    if not is_named or kind.lower() not in _DATA_KINDS:
-        listed = ", ".join(f"{known}/" for known in _DATA_KINDS)
-        raise ValueError(
-            f"--data {settings.data} is no folder, and names that timm.data knows begin with {listed}; give "
-            f"{DIGITS}, a folder, or such a name."
-        )
-    if kind.lower() == "torch" and settings.data_dir is None:
-        raise ValueError(f"--data {settings.data} needs --data-dir, the folder that holds it or is to hold it.")
 
 
 def _check_range(option: str, value: Any, metadata: Mapping[str, Any]) -> None:
@@ -227,49 +216,19 @@ def _check_range(option: str, value: Any, metadata: Mapping[str, Any]) -> None:
         raise ValueError(f"{option} must be {wanted}, but is {value}.")
 
 
-# The main job: under two minutes on two cores, and the differences between the recipes are there to see.
-DIGITS_DEFAULTS: dict[str, Any] = {
-    "model": "test_resnet",
-    "model_kwargs": {"output_stride": 8},
-    "recipe": [STANDARD, "paper", "assigned"],
-    "freeze": "none",
-    "in_chans": 3,
-    "img_size": 24,
-    "epochs": 16,
-    "batch_size": 32,
-    "opt": "sgd",
-    "lr": 0.1,
-    "weight_decay": 5e-4,
-    "warmup_epochs": 2,
-    "scale": (0.8, 1.0),
-    "hflip": 0.0,
-    "color_jitter": 0.0,
-    "workers": 0,
-}
-DEFAULTS: dict[str, Any] = {
-    "model": "resnet18",
-    "recipe": ["assigned"],
-    "freeze": "none",
-    "in_chans": 3,
-    "epochs": 30,
-    "batch_size": 64,
-    "opt": "sgd",
-    "lr": 0.02,
-    "weight_decay": 1e-4,
-    "warmup_epochs": 1,
-    "scale": (0.35, 1.0),
-    "hflip": 0.5,
-    "color_jitter": 0.4,
-    "workers": 2,
-}
-# Fine-tuning; found on pictures held out from training, see docs/results.md.
-PRETRAINED_DEFAULTS: dict[str, Any] = {
-    "recipe": [STANDARD, "assigned"],
-    "freeze": "all-but-last-stage",
-    "epochs": None,
-    "batch_size": 32,
-    "opt": "adamw",
-    "lr": 1e-3,
-    "weight_decay": 0.05,
-    "drop_rate": 0.2,
-}
+def default_of(item: Field[Any], data: str, pretrained: bool = False) -> Any:
+    """What an option is if left out: the value for this data, None where there is none."""
+    values = item.metadata
+    if pretrained and "pretrained" in values:
+        return values["pretrained"]
+    return values.get("digits", values.get("other")) if data == DIGITS else values.get("other")
+
+
+def _names(*kinds: str) -> tuple[str, ...]:
+    return tuple(item.name for item in fields(TrainSettings) if item.metadata.get("of") in kinds)
+
+
+WHERE_OPTIONS = _names("where")
+IMAGE_OPTIONS = _names("where", "images")
+DATA_OPTIONS = _names("where", "images", "data")
+MACHINE_OPTIONS = tuple(item.name for item in fields(TrainSettings) if item.metadata.get("machine"))

@@ -11,10 +11,8 @@ import torch
 from safetensors import SafetensorError
 
 from timm_csg.checkpoint import replacing
-from timm_csg.cli.terminal import TrainingError as TrainingError
+from timm_csg.cli.terminal import TrainingError
 from timm_csg.manifest import CheckpointError, short
-
-STATE = "state.pt"
 
 
 @contextmanager

@@ -1,15 +1,4 @@
-"""``timm-csg train``: one or several recipes on one data set, side by side, into one run folder.
-
-::
-
-    run/
-      settings.json            what was asked for; --resume reads it
-      model/                   the last recipe's model, for timm_csg.from_pretrained and for plain timm
-      metrics.json  log.csv    all recipes
-      figures/*.png            gates and mutual information
-      report.html              what the last gated recipe's filters look at, beside the standard model
-      <recipe>/                state.pt for --resume, and the recipe's own model/
-"""
+"""``timm-csg train``: one or several recipes on one data set, side by side, into one ``RunFolder``."""
 
 from __future__ import annotations
 
@@ -30,7 +19,7 @@ from timm_csg.cli.engine import Training
 from timm_csg.cli.knobs import check_knobs
 from timm_csg.cli.report import report_of_run
 from timm_csg.cli.results import measure_training, write_figures, write_json, write_log
-from timm_csg.cli.runs import check_folder, claimed, free_folder, prepare_folder
+from timm_csg.cli.runs import RunFolder, free_folder
 from timm_csg.cli.settings import STANDARD, TrainSettings
 from timm_csg.cli.state import writing
 from timm_csg.cli.terminal import TrainingError, UnfinishedError, make_console
@@ -65,56 +54,54 @@ def train(
     recipes = chosen_recipes(settings)
     check_knobs(given, recipes)
     console = make_console() if console is None else console
-    with joined(settings.device) as processes, claimed(output) if processes.is_first else nullcontext():
-        return _train(settings, recipes, output, processes, console, quiet=quiet)
+    run = RunFolder(output)
+    with joined(settings.device) as processes, run.claimed() if processes.is_first else nullcontext():
+        return _train(settings, recipes, run, processes, console, quiet=quiet)
 
 
 def _train(
     settings: TrainSettings,
     recipes: dict[str, Recipe | None],
-    output: Path,
+    run: RunFolder,
     processes: Processes,
     console: Console,
     *,
     quiet: bool,
 ) -> dict[str, Any]:
     if processes.is_first:
-        check_folder(settings, output)
+        run.check(settings)
     data = load_data(settings, data_config(settings), processes)
     settings = settings.with_epochs(len(data.train))
     for recipe in recipes.values():
         check_model(settings, data.num_classes, recipe)
     if processes.is_first:
-        prepare_folder(settings, output)
-    device, steps_per_epoch = processes.device, len(data.train)
-    finished = _Finished(output, data)
-    log: list[dict[str, Any]] = []
+        run.prepare(settings)
+    steps_per_epoch = len(data.train)
+    finished = _Finished(run, data)
     with LiveDisplay(console, list(recipes), len(recipes) * settings.epochs * steps_per_epoch, quiet=quiet) as display:
         shared = f", {processes.count} processes" if processes.count > 1 else ""
-        display.say(f"run folder: {output}")
-        display.say(
-            f"{data.description}; {settings.model}, {settings.epochs} epoch{'s' * (settings.epochs > 1)} each{shared}"
-        )
+        epochs = f"{settings.epochs} epoch{'s' * (settings.epochs > 1)} each"
+        display.say(f"run folder: {run}")
+        display.say(f"{data.description}; {settings.model}, {epochs}{shared}")
         for name, recipe in recipes.items():
             training = Training(
-                name, recipe, settings, data.num_classes, steps_per_epoch, device, output / name, processes
+                name, recipe, settings, data.num_classes, steps_per_epoch, run.state_of(name), processes
             )
             display.start(name, settings.epochs, training.history, steps_per_epoch)
             try:
                 training.assign(data.own_plain_train)
-                training.run(data.train, data.own_validation, _Logged(display, log, training, output))
+                training.run(data.train, data.own_validation, _Logged(display, finished, training))
             except KeyboardInterrupt:
                 if processes.count == 1:  # of several, some may be in the middle of a step that the others wait for
-                    _save_unfinished(training, output, data)
+                    finished.save_interrupted(training)
                 raise
-            log += training.history
             if processes.is_first:
                 display.note(f"measuring {name}")
-                finished.add(training, log)
+                finished.add(training)
             processes.wait_for_first(f"measured {name}")
         if processes.is_first:
             display.note("writing the report")
-            finished.report(settings, device)
+            finished.report(settings, processes.device)
         processes.wait_for_first("wrote the report")
     return finished.results()
 
@@ -122,33 +109,49 @@ def _train(
 class _Finished:
     """Trainings that have ended: the model is saved first; whatever fails after that takes nothing else with it."""
 
-    def __init__(self, output: Path, data: Data) -> None:
-        self.output, self.data = output, data
+    def __init__(self, run: RunFolder, data: Data) -> None:
+        self.run, self.data = run, data
+        self.log: list[dict[str, Any]] = []
         self.measured: dict[str, Any] = {}
         self.failures: list[str] = []
 
-    def add(self, training: Training, log: list[dict[str, Any]]) -> None:
+    def add(self, training: Training) -> None:
         """Save, measure and draw one."""
-        output, name = self.output, training.name
-        with writing(output):
-            write_log(log, output / "log.csv")
-            save_models(training, output, self.data)
-        with self._guarded(f"{name} could not be measured; try again: timm-csg train --resume {output}"):
+        run, name = self.run, training.name
+        self.log += training.history
+        with writing(run.path):
+            write_log(self.log, run.log)
+            self._save(training)
+        with self._guarded(f"{name} could not be measured; try again: timm-csg train --resume {run}"):
             standard = self.measured.get(STANDARD, {}).get("accuracy")
             found = measure_training(training, self.data, standard)
-            with writing(output):
+            with writing(run.path):
                 self.measured[name] = found.numbers
-                write_json(self.measured, output / "metrics.json")
+                write_json(self.measured, run.metrics)
             with self._guarded(f"the figures of {name} could not be drawn"):
                 title = f"{name} ({found.numbers['model']}, {found.numbers['data']})"
-                write_figures(found, self.data.class_names, name, title, output / "figures")
-            with writing(output):
-                save_models(training, output, self.data, found.numbers)
+                write_figures(found, self.data.class_names, name, title, run.figures)
+            with writing(run.path):
+                self._save(training, found.numbers)
+
+    def _save(self, training: Training, measured: dict[str, Any] | None = None) -> None:
+        """The recipe's model, and the run's own: that of its last differentiated recipe."""
+        about: dict[str, Any] = {"class_names": self.data.class_names, "preprocessing": self.data.preprocessing}
+        folders = [self.run.model_of(training.name), self.run.model]
+        for folder in folders if is_differentiated(training.eval_model) else folders[:1]:
+            training.save_model(folder, measured, self.run.gate_figure(training.name), **about)
+
+    def save_interrupted(self, training: Training) -> None:
+        """The models of an interrupted training, usable as they are; the state to resume from is on disk already."""
+        try:
+            self._save(training)
+        except (ValueError, OSError) as error:
+            _logger.warning("the interrupted model is not saved: %s", error)
 
     def report(self, settings: TrainSettings, device: torch.device) -> None:
         """The report of the run."""
-        with self._guarded(f"the report could not be written; try again: timm-csg report {self.output}"):
-            report_of_run(self.output, settings, self.data, device)
+        with self._guarded(f"the report could not be written; try again: timm-csg report {self.run}"):
+            report_of_run(self.run, settings, self.data, device)
 
     @contextmanager
     def _guarded(self, failure: str) -> Iterator[None]:
@@ -167,42 +170,21 @@ class _Finished:
             UnfinishedError: If something failed after a model was saved.
         """
         if self.failures:
-            raise UnfinishedError(
-                f"the models are saved in {self.output}, but {'; '.join(self.failures)}.", self.measured
-            )
+            raise UnfinishedError(f"the models are saved in {self.run}, but {'; '.join(self.failures)}.", self.measured)
         return self.measured
 
 
 class _Logged:
     """Passes on to the display, and rewrites log.csv after every epoch."""
 
-    def __init__(self, display: LiveDisplay, finished: list[dict[str, Any]], training: Training, output: Path) -> None:
-        self.display, self.finished, self.training, self.output = display, finished, training, output
-
-    def batch(self, path: str) -> None:
-        self.display.batch(path)
+    def __init__(self, display: LiveDisplay, finished: _Finished, training: Training) -> None:
+        self.batch, self.display, self.finished, self.training = display.batch, display, finished, training
 
     def epoch(self, row: dict[str, Any]) -> None:
-        with writing(self.output):
-            write_log([*self.finished, *self.training.history], self.output / "log.csv")
+        run = self.finished.run
+        with writing(run.path):
+            write_log([*self.finished.log, *self.training.history], run.log)
         self.display.epoch(row)
-
-
-def _save_unfinished(training: Training, output: Path, data: Data) -> None:
-    """The models of an interrupted training, usable as they are; the state to resume from is on disk already."""
-    try:
-        save_models(training, output, data)
-    except (ValueError, OSError) as error:
-        _logger.warning("the interrupted model is not saved: %s", error)
-
-
-def save_models(training: Training, output: Path, data: Data, measured: dict[str, Any] | None = None) -> None:
-    """The recipe's model, and the run's own ``model/``: that of its last differentiated recipe."""
-    figure = output / "figures" / f"gate_{training.name}.png"
-    about: dict[str, Any] = {"class_names": data.class_names, "preprocessing": data.preprocessing}
-    training.save_model(output / training.name / "model", measured, figure, **about)
-    if is_differentiated(training.eval_model):
-        training.save_model(output / "model", measured, figure, **about)
 
 
 def default_output(settings: TrainSettings) -> Path:

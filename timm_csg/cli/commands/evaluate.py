@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from timm_csg.cli.options import DATA_OPTIONS, add_checkpoint_arguments, given_options, path
+from timm_csg.cli.options import CHECKPOINT, add_checkpoint_arguments, given_options, names, path
+from timm_csg.cli.settings import DATA_OPTIONS
 from timm_csg.cli.terminal import Stopped, make_console
 
 SUMMARY = "measure trained models side by side on the same images"
@@ -26,15 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoints",
         nargs="+",
         metavar="CHECKPOINT",
-        help="checkpoint folder, folder of a timm-csg train run, Hub repository user/name, or timm model name",
+        help=CHECKPOINT,
     )
     parser.add_argument("--output", type=path, help="folder for the results (default: runs/evaluate-DATA-NUMBER)")
-    parser.add_argument("--metrics", type=_list, metavar="A,B", help="groups of metrics, see below")
+    parser.add_argument("--metrics", type=names, metavar="A,B", help="groups of metrics, see below")
     parser.add_argument(
         "--landmarks", type=path, metavar="FILE", help="landmarks, CSV or JSON: adds the metrics 'parts'"
     )
     parser.add_argument("--boxes", type=path, metavar="FILE", help="object boxes, CSV or JSON: adds 'localisation'")
-    parser.add_argument("--attacks", type=_list, default=[], metavar="A,B", help="fgsm, pgd: adds 'adversarial', slow")
+    parser.add_argument("--attacks", type=names, default=[], metavar="A,B", help="fgsm, pgd: adds 'adversarial', slow")
     parser.add_argument("--eps", type=_numbers, default=[2.0, 8.0], metavar="A,B", help="attack strengths of 255 (2,8)")
     parser.add_argument("--attack-images", type=int, default=500, help="images that are attacked (default: 500)")
     parser.add_argument("--seed", type=int, default=0, help="seed of estimates, splits and attacks (default: 0)")
@@ -79,9 +80,5 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _list(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _numbers(text: str) -> list[float]:
-    return [float(number) for number in _list(text)]
+    return [float(number) for number in names(text)]

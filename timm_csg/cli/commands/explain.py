@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from timm_csg.cli.options import add_plugin_argument, add_settings, given_options, path
+from timm_csg.cli.options import CHECKPOINT, add_checkpoint_arguments, given_options, names, path
+from timm_csg.cli.settings import IMAGE_OPTIONS
 from timm_csg.cli.terminal import make_console, say
 
 SUMMARY = "say why images are given their class: pictures of where, a table of the filters"
 DESCRIPTION = """Say why images are given their class: heat maps as PNG files, and a table of the filters behind
 each answer."""
-OPTIONS = ("data", "data_dir", "val_split", "val_fraction", "val_seed", "num_classes", "img_size", "device")
 METHODS = ("owner_map", "grad_cam", "cam", "coarse_map", "guided_grad_cam", "gradient", "guided_backprop", "deconvnet")
 FILTERS = "filters"
 
@@ -19,14 +19,10 @@ FILTERS = "filters"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("images", nargs="+", metavar="IMAGE", type=path, help="picture files, or folders of them")
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        help="checkpoint folder, folder of a timm-csg train run, Hub repository user/name, or timm model name",
-    )
+    parser.add_argument("--checkpoint", required=True, help=CHECKPOINT)
     parser.add_argument(
         "--method",
-        type=lambda text: [name.strip().replace("-", "_") for name in text.split(",")],
+        type=lambda text: names(text.replace("-", "_")),
         default=["grad_cam"],
         metavar="A,B",
         help=f"maps to draw: {', '.join([*METHODS, FILTERS])} (default: grad_cam)",
@@ -39,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top", type=int, default=5, help="filters for each image (default: 5)")
     parser.add_argument("--output", type=path, default=Path("explained"), help="folder for the pictures (explained)")
-    add_plugin_argument(parser)
-    add_settings(parser, only=OPTIONS)
+    add_checkpoint_arguments(parser, IMAGE_OPTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         output=args.output,
         plugins=args.plugin,
         progress=tell,
-        **given_options(args, OPTIONS),
+        **given_options(args, IMAGE_OPTIONS),
     )
     console.print((explanation_table if args.against is None else contrast_table)(found, args.checkpoint))
     count = sum(len(each.pictures) for each in found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from timm_csg.cli.options import add_plugin_argument, add_settings, given_options, path
+from timm_csg.cli.options import add_checkpoint_arguments, given_options, names, path
 from timm_csg.cli.terminal import make_console
 
 SUMMARY = "write one ONNX file: logits, evidence of every class by its own filters, a heat map, responses"
@@ -23,14 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=path, default=path("model.onnx"), help="the file to write (model.onnx)")
     parser.add_argument(
         "--outputs",
-        type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
+        type=names,
         default=list(OUTPUTS),
         metavar="A,B",
         help=f"which outputs the file has (default: {','.join(OUTPUTS)})",
     )
     parser.add_argument("--grid", action="store_true", help="leave maps as small as the last stage, do not up-sample")
-    add_plugin_argument(parser)
-    add_settings(parser, only=("img_size",))
+    add_checkpoint_arguments(parser, ("img_size",))
 
 
 def run(args: argparse.Namespace) -> int:

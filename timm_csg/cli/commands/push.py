@@ -13,7 +13,7 @@ DESCRIPTION = "Push a folder made by timm-csg train or save_pretrained to the Hu
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("folder", type=path, help="folder with the model, for example runs/digits-test_resnet-1/model")
+    parser.add_argument("folder", type=path, help="checkpoint folder, or folder of a timm-csg train run")
     parser.add_argument("repo_id", metavar="user/name", help="repository; made if it does not exist")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--revision", help="branch to push to (default: main)")
@@ -26,24 +26,21 @@ def run(args: argparse.Namespace) -> int:
     """Push, and say where it went.
 
     Raises:
-        ValueError: If the folder is a run, not a model.
         CheckpointError: If the folder holds no whole checkpoint.
         HubError: If the Hub cannot be reached or refuses.
     """
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
     from huggingface_hub.utils.logging import disable_propagation
 
-    from timm_csg.manifest import CONFIG
+    from timm_csg.cli.checkpoints import checkpoint_folder
     from timm_csg.pushing import push_folder
 
     console = make_console()
     disable_propagation()  # it prints by itself, so that our log would say everything twice
     if args.quiet or not console.is_terminal:
         disable_progress_bars()
-    if not (args.folder / CONFIG).is_file() and (args.folder / "model" / CONFIG).is_file():
-        raise ValueError(f"{args.folder} is a run, its model is in {args.folder / 'model'}; push that.")
     commit = push_folder(
-        args.folder,
+        checkpoint_folder(args.folder) or args.folder,
         args.repo_id,
         private=args.private,
         token=args.token,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from timm_csg.cli.options import DATA_OPTIONS, add_checkpoint_arguments, given_options, path
-from timm_csg.cli.settings import REPORT
+from timm_csg.cli.options import CHECKPOINT, add_checkpoint_arguments, given_options, path
+from timm_csg.cli.settings import DATA_OPTIONS
 from timm_csg.cli.terminal import make_console
 
 SUMMARY = "write report.html: what each filter looks at, who owns it, why images got their class"
@@ -17,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="checkpoint folder, folder of a timm-csg train run, Hub repository user/name, or timm model name",
+        help=CHECKPOINT,
     )
-    parser.add_argument("--output", type=path, default=path(REPORT), help=f"the file to write (default: {REPORT})")
+    parser.add_argument("--output", type=path, default=path("report.html"), help="the file to write (report.html)")
     parser.add_argument(
         "--reference",
         metavar="CHECKPOINT",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from timm_csg.cli.options import add_plugin_argument, add_settings, given_options, path
-from timm_csg.cli.settings import MACHINE_OPTIONS, RUN_SETTINGS, STANDARD, TrainSettings
+from timm_csg.cli.settings import MACHINE_OPTIONS, STANDARD, TrainSettings, flag
 from timm_csg.cli.terminal import Stopped, UnfinishedError, make_console
 
 SUMMARY = "train recipes side by side and measure them; without options: scikit-learn's digits, under two minutes"
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, print the table, and say where the run is."""
-    from timm_csg.cli.checkpoint_data import import_plugins
+    from timm_csg.cli.checkpoints import import_plugins
     from timm_csg.cli.display import result_table, verdicts
     from timm_csg.cli.runs import gone_if_empty
     from timm_csg.cli.train import train
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings_and_output(args: argparse.Namespace) -> tuple[TrainSettings, Path]:
     from timm_csg.cli.distributed import told_by_first
-    from timm_csg.cli.runs import read_settings
+    from timm_csg.cli.runs import RunFolder
     from timm_csg.cli.train import default_output
 
     options = given_options(args, [item.name for item in fields(TrainSettings)])
@@ -71,18 +71,19 @@ def _settings_and_output(args: argparse.Namespace) -> tuple[TrainSettings, Path]
         return settings, args.output or Path(told_by_first("output", lambda: str(default_output(settings))))
     changed = sorted(set(options) - set(MACHINE_OPTIONS))
     if changed or args.output is not None:
-        named = ", ".join("--" + name.replace("_", "-") for name in changed) or "--output"
+        named = ", ".join(map(flag, changed)) or "--output"
         raise ValueError(
             f"--resume uses the saved settings of the run and cannot be combined with {named}; it takes "
-            f"{', '.join('--' + name.replace('_', '-') for name in MACHINE_OPTIONS)} only."
+            f"{', '.join(map(flag, MACHINE_OPTIONS))} only."
         )
-    return TrainSettings(**(vars(read_settings(args.resume)) | options)), args.resume
+    return replace(RunFolder(args.resume).settings(), **options), args.resume
 
 
 def _stopped(stop: KeyboardInterrupt, output: Path) -> Stopped:
     from timm_csg.cli.distributed import is_several
+    from timm_csg.cli.runs import RunFolder
 
-    if not (output / RUN_SETTINGS).is_file():
+    if not RunFolder(output).settings_file.is_file():
         return Stopped.after(stop, "the training had not begun.")
     models = "the last whole epoch is on disk" if is_several() else f"models so far are in {output}/*/model"
-    return Stopped.after(stop, f"{models}; go on with: timm-csg train --resume {output}")
+    return Stopped.after(stop, f"{models}; continue with: timm-csg train --resume {output}")

@@ -1,0 +1,96 @@
+"""How images become a model's input, the same for training, validation, evaluate, explain and report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from timm.data import create_loader, create_transform, resolve_data_config
+from timm.models import get_model_input_config
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from timm_csg.cli.images import image_mode, read_image
+from timm_csg.cli.settings import DIGITS, TrainSettings
+
+
+class Loader(Protocol):
+    """Batches of (images, class indices), and how many."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def __len__(self) -> int: ...
+
+
+def input_config(
+    pretrained_cfg: dict[str, Any], in_chans: int, *, img_size: int | None, data: str | None
+) -> dict[str, Any]:
+    """Size, crop, normalisation and interpolation of a model's input, as ``timm.data.resolve_data_config`` says it.
+
+    Args:
+        pretrained_cfg: The model's.
+        in_chans: Channels of its images.
+        img_size: Height and width in pixels, over the model's own; None: the model's.
+        data: Name of the data; the digits are not cropped.
+
+    Returns:
+        ``input_size``, ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``.
+    """
+    args: dict[str, Any] = {"in_chans": in_chans, "img_size": img_size}
+    if in_chans == 1 and len(pretrained_cfg.get("mean", ())) != 1:  # it still has that of the colour images
+        args |= {"mean": (0.5,), "std": (0.5,)}
+    if data == DIGITS:
+        args["crop_pct"] = 1.0
+    config: dict[str, Any] = resolve_data_config(args, pretrained_cfg=pretrained_cfg)
+    return config
+
+
+def model_input_config(model: Any, settings: TrainSettings, *, data: str | None = None) -> dict[str, Any]:
+    """``input_config`` of a model that is there; ``--img-size`` goes first."""
+    in_chans = get_model_input_config(model)["input_size"][0]
+    return input_config(model.pretrained_cfg, in_chans, img_size=settings.img_size, data=data)
+
+
+def make_loader(
+    dataset: Any, config: dict[str, Any], settings: TrainSettings, device: torch.device, **augmentation: Any
+) -> Any:
+    """The loader of a data set, which gets its transform.
+
+    Args:
+        dataset: A split without transform.
+        config: From ``input_config``.
+        settings: Of them ``batch_size`` and ``workers`` count.
+        device: Where the batches will go.
+        **augmentation: Of training; without any, the images come in order and as they are measured.
+    """
+    return create_loader(
+        dataset,
+        **config,
+        is_training=bool(augmentation),
+        batch_size=settings.batch_size,
+        num_workers=settings.workers,
+        pin_memory=device.type == "cuda",
+        device=device,
+        use_prefetcher=False,
+        persistent_workers=False,  # persistent ones would keep random state over epochs, and a resumed run has none
+        **augmentation,
+    )
+
+
+def with_sampler(loader: Any, **sampling: Any) -> Any:
+    """A loader of timm with another choice of samples: ``sampler`` and ``batch_size``, or ``batch_sampler``."""
+    kept = ("dataset", "num_workers", "collate_fn", "pin_memory", "worker_init_fn")
+    return DataLoader(**{name: getattr(loader, name) for name in kept}, **sampling)
+
+
+def read_input(path: Path, config: dict[str, Any]) -> Tensor:
+    """One picture file as a loader of the same config gives it [1, channels, height, width].
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
+    transform: Any = create_transform(**config, is_training=False)
+    image: Tensor = transform(read_image(path, image_mode(config["input_size"][0])))
+    return image[None]
