@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.utils.model import unwrap_model
@@ -48,9 +49,8 @@ def load_directory(directory: str | os.PathLike[str], *, source: str | None = No
     directory = Path(directory).expanduser()
     found = manifest.Manifest.read(directory, source)
     found.check_files()
-    headers = read_headers(directory / WEIGHTS)
-    headers |= {MECHANISM_PREFIX + key: value for key, value in read_headers(directory / MECHANISM).items()}
-    options = found.options()
+    headers = _of_both(directory, read_headers)
+    options = manifest.mechanism_config(found.own, found.path)
     check_buildable(found.config, found.path)
     num_classes = found.config["num_classes"]
     with torch.device("meta"), at_most(32 * len(headers) + 2000):
@@ -58,11 +58,17 @@ def load_directory(directory: str | os.PathLike[str], *, source: str | None = No
     _check_fit(skeleton, headers, directory)
     check_size(skeleton, headers, found.path)
     found.check_fingerprint()
-    weights, mechanism_state = read_tensors(directory / WEIGHTS), read_tensors(directory / MECHANISM)
+    weights = _of_both(directory, read_tensors)
     model = build(directory, num_classes, options)
-    _load_all(model, weights | {MECHANISM_PREFIX + key: value for key, value in mechanism_state.items()}, directory)
+    _load_all(model, weights, directory)
     model.eval()
     return model
+
+
+def _of_both(directory: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """What is read of the weights' and of the mechanism's tensors, by the keys of the model."""
+    mechanism = read(directory / MECHANISM)
+    return read(directory / WEIGHTS) | {MECHANISM_PREFIX + key: value for key, value in mechanism.items()}
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, prefix: str | None = None) -> nn.Module:
@@ -94,9 +100,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, prefix: s
                 "differentiate accordingly, or use from_pretrained()."
             )
         found.check_files()
-        weights = read_tensors(path / WEIGHTS)
-        if is_differentiated:
-            weights |= {MECHANISM_PREFIX + key: value for key, value in read_tensors(path / MECHANISM).items()}
+        weights = _of_both(path, read_tensors) if is_differentiated else read_tensors(path / WEIGHTS)
     else:
         path = path / WEIGHTS if path.is_dir() else path
         weights = read_tensors(path, with_task=is_differentiated)

@@ -94,10 +94,6 @@ class Manifest:
         """The file."""
         return self.folder / CONFIG
 
-    def options(self) -> MechanismConfig:
-        """The mechanism's options, see ``mechanism_config``."""
-        return mechanism_config(self.own, self.path)
-
     def metrics(self) -> dict[str, Any] | None:
         """What was measured, from ``metrics.json``; None if there is no such file.
 
@@ -125,21 +121,24 @@ class Manifest:
                 "differs); download again, or load what was saved and save_pretrained() it with the change."
             )
 
+    def damaged(self) -> list[str]:
+        """Names of the tensor files that are missing or differ from their checksums."""
+        files = {name: self.folder / name for name in (WEIGHTS, MECHANISM)}
+        return [name for name, path in files.items() if not path.is_file() or sha256(path) != self.own["sha256"][name]]
+
     def check_files(self) -> None:
         """Compare the two tensor files with their checksums.
 
         Raises:
             CheckpointError: If one is missing or differs.
         """
-        for name in (WEIGHTS, MECHANISM):
-            path = self.folder / name
-            if not path.is_file():
+        for name in self.damaged():
+            if not (self.folder / name).is_file():
                 raise CheckpointError(f"the checkpoint at {self.folder} is incomplete: {name} is missing.")
-            if self.own["sha256"][name] != sha256(path):
-                raise CheckpointError(
-                    f"{path} is damaged or was not saved together with {CONFIG} (its checksum differs); "
-                    "save or download again."
-                )
+            raise CheckpointError(
+                f"{self.folder / name} is damaged or was not saved together with {CONFIG} (its checksum differs); "
+                "save or download again."
+            )
 
 
 def damaged_files(folder: Path) -> list[str]:
@@ -154,9 +153,7 @@ def damaged_files(folder: Path) -> list[str]:
         found.check_fingerprint()
     except CheckpointError:
         return [CONFIG]
-    expected = found.own["sha256"]
-    names = (WEIGHTS, MECHANISM)
-    return [name for name in names if not (folder / name).is_file() or sha256(folder / name) != expected[name]]
+    return found.damaged()
 
 
 def is_transformers_folder(folder: Path) -> bool:
@@ -170,9 +167,10 @@ def _check_own(own: Any, path: Path) -> None:
     if not isinstance(own, dict) or type(own.get("format")) is not int:
         raise CheckpointError(f"{path} is damaged: its entry 'timm_csg' has no format number.")
     if own["format"] > FORMAT:
+        written_by = _written_by(own)
         raise CheckpointError(
             f"{path} has format {own['format']}, this version reads up to {FORMAT}; "
-            f"pip install --upgrade 'timm_csg{_at_least(own)}'."
+            f"pip install --upgrade 'timm_csg{'>=' if written_by else ''}{'.'.join(map(str, written_by))}'."
         )
     if own["format"] < 1:
         raise CheckpointError(f"{path} is damaged: there is no format {own['format']}.")
@@ -197,19 +195,12 @@ def _read_json(path: Path, directory: Path) -> Any:
         raise UnreadableConfigError(f"{path} is damaged, it is not JSON: {short(str(error))}.") from error
 
 
-def _at_least(own: dict[str, Any]) -> str:
-    version = _written_by(own)
-    return "" if version is None else f">={'.'.join(map(str, version))}"
-
-
-def _written_by(own: dict[str, Any]) -> tuple[int, ...] | None:
+def _written_by(own: dict[str, Any]) -> tuple[int, ...]:
+    """The version of this package that wrote an entry; empty if it does not say."""
     versions = own.get("versions")
-    return _version(versions.get("timm_csg")) if isinstance(versions, dict) else None
-
-
-def _version(text: object) -> tuple[int, ...] | None:
+    text = versions.get("timm_csg") if isinstance(versions, dict) else None
     match = re.match(r"\d{1,4}(\.\d{1,4}){1,2}", text) if isinstance(text, str) else None
-    return None if match is None else tuple(map(int, match[0].split(".")))
+    return () if match is None else tuple(map(int, match[0].split(".")))
 
 
 def short(value: object, length: int = 200) -> str:
@@ -248,7 +239,7 @@ def mechanism_config(own: dict[str, Any], path: Path) -> MechanismConfig:
         valid = {field.name for field in fields(mechanism_class.config_class)}
         unknown = sorted(set(own["config"]) - valid)
         written_by = _written_by(own)
-        if unknown and written_by is not None and written_by > (_version(__version__) or ()):
+        if unknown and written_by > _written_by({"versions": {"timm_csg": __version__}}):
             _logger.warning(
                 "%s was written by timm_csg %s; ignored options that this version does not know: %s",
                 path, ".".join(map(str, written_by)), short(", ".join(unknown)),

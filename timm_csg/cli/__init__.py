@@ -6,15 +6,14 @@ Parsing imports nothing heavy; each command imports what it needs when it runs.
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 from rich.logging import RichHandler
 
 from timm_csg.cli.commands import COMMANDS
+from timm_csg.cli.spelling import did_you_mean
 from timm_csg.cli.terminal import (
     INTERRUPTED,
     Stopped,
@@ -28,13 +27,13 @@ from timm_csg.cli.terminal import (
 )
 from timm_csg.version import __version__
 
-_QUIET = "print no progress and no log lines"
 _PIPE_CLOSED = 141
+_NO_MEMORY = "out of memory; lower --batch-size, --img-size or --workers, or stop other programs."
 # What PyTorch says when the machine is at its limit, and what to do.
 _REASONS = {
     "out of memory": "out of memory; lower --batch-size or --img-size, or stop other programs that use the device.",
-    "MemoryError": "out of memory; lower --batch-size, --img-size or --workers, or stop other programs.",
-    "can't allocate memory": "out of memory; lower --batch-size, --img-size or --workers, or stop other programs.",
+    "MemoryError": _NO_MEMORY,
+    "can't allocate memory": _NO_MEMORY,
     "DataLoader worker": "a process that loads images exited unexpectedly (killed or out of memory?); try --workers 0.",
     "No space left on device": "the disk or the shared memory is full; free space, or try --workers 0.",
 }
@@ -102,24 +101,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    args, unknown = parser.parse_known_args(arguments)
+    args, unknown = _parser().parse_known_args(arguments)
     if unknown:
-        _refuse(parser, args.command, unknown)
+        known = [option for action in args.parser._actions for option in action.option_strings]
+        alike = did_you_mean(unknown[0].partition("=")[0], known)
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{alike}")
     return args
-
-
-def _refuse(parser: argparse.ArgumentParser, command: str, unknown: Sequence[str]) -> NoReturn:
-    """Say which argument is unknown, and which option is spelled alike."""
-    of_command = _commands(parser)[command]
-    known = [option for action in of_command._actions for option in action.option_strings]
-    alike = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
-    of_command.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {alike[0]}?" if alike else ""))
-
-
-def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    [action] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(action.choices)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,7 +122,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         one.make_epilog = getattr(command, "epilog", None)
         command.add_arguments(one)
-        one.add_argument("--quiet", action="store_true", help=_QUIET)
+        one.add_argument("--quiet", action="store_true", help="print no progress and no log lines")
+        one.set_defaults(parser=one)
     return parser
 
 
@@ -143,11 +131,8 @@ class _Lines(logging.Handler):
     """Whole lines where there is no terminal to wrap them for."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(
-            f"{record.levelname.lower()}: {self.format(record)}"
-            if record.levelno > logging.INFO
-            else self.format(record)
-        )
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        say(level + self.format(record))
 
 
 def _start_logging(*, quiet: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from rich import box
@@ -12,6 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from timm_csg.numbers import LABELS_GIVEN, NUMBERS, notes
+
+_IN_AN_EPOCH = {"loss": 3, "accuracy": 4, "gated_accuracy": 4, "density": 3}  # and the places that are shown
 
 
 class LiveDisplay:
@@ -44,7 +45,7 @@ class LiveDisplay:
         self.task = self.progress.add_task("training", total=steps)
         self.live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
         self.name = ""
-        self.left = _TimeLeft(steps)
+        self.tells_start = True
 
     def __enter__(self) -> LiveDisplay:
         if self.is_live:
@@ -61,30 +62,31 @@ class LiveDisplay:
             self.console.print(text, soft_wrap=True)
 
     def start(self, name: str, epochs: int, history: list[dict[str, Any]], steps_per_epoch: int) -> None:
-        """A training begins, or goes on after the epochs in ``history``."""
+        """A training begins, or is resumed after the epochs in ``history``."""
         self.name = name
         self.rows[name] = {"epochs": epochs, **(history[-1] if history else {"epoch": -1})}
-        self.progress.advance(self.task, len(history) * steps_per_epoch)
-        self.left.skip(len(history) * steps_per_epoch)
+        steps = (self.progress.tasks[0].total or 0) - len(history) * steps_per_epoch  # the others would count as fast
+        self.progress.update(self.task, total=steps)
 
     def batch(self, path: str) -> None:
         """A batch is done."""
         row = self.rows[self.name]
         row["path"] = path
         self.progress.update(self.task, advance=1, description=f"{self.name}, epoch {row['epoch'] + 2}")
-        self.left.step()
-        if not self.is_live and self.left.is_first_estimate():
-            self.say(f"{self.name}: the first batches are done, {self.left}")
+        task = self.progress.tasks[0]
+        if not self.is_live and self.tells_start and task.completed >= 3 and (task.elapsed or 0) > 5:
+            self.tells_start = False
+            self.say(f"{self.name}: the first batches are done, {self._left()}")
 
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is done."""
         self.rows[self.name] |= row
         if self.is_live:
             return
-        names = {"loss": 3, "accuracy": 4, "gated_accuracy": 4, "density": 3}
-        values = [f"{key.replace('_', ' ')} {row[key]:.{places}f}" for key, places in names.items() if key in row]
+        known = {key: places for key, places in _IN_AN_EPOCH.items() if key in row}
+        values = [f"{key.replace('_', ' ')} {row[key]:.{places}f}" for key, places in known.items()]
         epoch = f"{self.name}: epoch {row['epoch'] + 1}/{self.rows[self.name]['epochs']} ({row['path']})"
-        self.say(", ".join([epoch, *values, f"{row['seconds']:.0f} s", str(self.left)]))
+        self.say(", ".join([epoch, *values, f"{row['seconds']:.0f} s", self._left()]))
 
     def note(self, text: str) -> None:
         """What happens between trainings."""
@@ -92,47 +94,18 @@ class LiveDisplay:
         if not self.is_live:
             self.say(text)
 
+    def _left(self) -> str:
+        return f"about {TimeRemainingColumn().render(self.progress.tasks[0])} left"
+
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("training", "epoch", "path", "loss", "accuracy", "gated accuracy", "density"):
             table.add_column(column, justify="left" if column in ("training", "path") else "right")
         for name, row in self.rows.items():
             done = f"{row['epoch'] + 1}/{row['epochs']}" if row else "waiting"
-            cells = [_number(row.get(key), places) for key, places in (("loss", 3), ("accuracy", 4))]
-            gate = [_number(row.get(key), places) for key, places in (("gated_accuracy", 4), ("density", 3))]
-            table.add_row(name, done, row.get("path", ""), *cells, *gate)
+            cells = [_number(row.get(key), places) for key, places in _IN_AN_EPOCH.items()]
+            table.add_row(name, done, row.get("path", ""), *cells)
         return Group(table, self.progress)
-
-
-class _TimeLeft:
-    """How long the rest of the batches will take, at the speed so far."""
-
-    def __init__(self, steps: int) -> None:
-        self.start, self.done, self.left, self.was_told = time.monotonic(), 0, steps, False
-
-    def skip(self, steps: int) -> None:
-        """Batches that an earlier run has done."""
-        self.left -= steps
-        if self.done == 0:
-            self.start = time.monotonic()
-
-    def step(self) -> None:
-        """A batch is done."""
-        self.done, self.left = self.done + 1, self.left - 1
-
-    def is_first_estimate(self) -> bool:
-        """Once, some seconds after the start."""
-        if self.was_told or self.done < 3 or time.monotonic() - self.start < 5:
-            return False
-        self.was_told = True
-        return True
-
-    def __str__(self) -> str:
-        seconds = (time.monotonic() - self.start) / max(1, self.done) * self.left
-        if seconds < 90:
-            return f"about {seconds:.0f} s left"
-        minutes = round(seconds / 60)
-        return f"about {minutes} min left" if minutes < 90 else f"about {minutes / 60:.1f} h left"
 
 
 def result_table(results: dict[str, dict[str, Any]]) -> Table:

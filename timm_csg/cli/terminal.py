@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -93,35 +93,31 @@ def _plainer(error: UnicodeError) -> tuple[str | bytes, int]:
     return (_PLAIN[sign], error.start + 1) if sign in _PLAIN else (text, end)
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Turn SIGTERM, which batch systems send before they kill, into ``Stopped``."""
+def stoppable() -> AbstractContextManager[None]:
+    """Turn SIGTERM, which batch systems send before they kill, into ``Stopped``, for the time of the block."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(status=TERMINATED)
 
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return _handling(stop, signal.SIGTERM)
+
+
+def unstoppable() -> AbstractContextManager[None]:
+    """Ignore Ctrl-C and SIGTERM for the time of the block: the command is ending already."""
+    return _handling(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def unstoppable() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM for a moment: the command is ending already."""
-    if threading.current_thread() is not threading.main_thread():
+def _handling(handler: Any, *numbers: int) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def forget_output() -> None:
