@@ -30,6 +30,7 @@ LEVELS = {
     "timm_csg.mechanisms": 1,
     "timm_csg.head": 1,
     "timm_csg.model": 2,
+    "timm_csg.differentiation": 2.5,
     "timm_csg.manifest": 1,
     "timm_csg.card": 2,
     "timm_csg.reading": 2,
@@ -67,9 +68,6 @@ ONLY_IN = {
 FILE_LINES = 300
 # Files over the limit and how long each may be; to be emptied.
 LONGER = {
-    "timm_csg.cli.data": 302,
-    "timm_csg.mechanisms.assigned": 346,
-    "timm_csg.model": 369,
 }
 # Functions that hide the module of their name; to be emptied.
 SHADOWS = {
@@ -125,7 +123,7 @@ def test_mechanisms_import_only_what_all_of_them_share():
     shared = {
         "timm_csg.checks",
         "timm_csg.peaks",
-        *(f"timm_csg.mechanisms.{other}" for other in ("base", "targets", "templates")),
+        *(f"timm_csg.mechanisms.{other}" for other in ("base", "solo", "targets", "templates")),
     }
     offenders = [
         f"{name} imports {other}"

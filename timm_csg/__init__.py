@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from timm_csg.adaptation import Adaptation, adapt
     from timm_csg.assignment import Assignment, assign_filters
     from timm_csg.checkpoint import save_pretrained
+    from timm_csg.differentiation import differentiate, undifferentiate
     from timm_csg.export import Exported, export_onnx, export_program
     from timm_csg.freezing import freeze
     from timm_csg.groups import param_groups
@@ -39,14 +40,7 @@ if TYPE_CHECKING:
         list_mechanisms,
         register_mechanism,
     )
-    from timm_csg.model import (
-        DifferentiatedModel,
-        PathOutputs,
-        differentiate,
-        is_differentiated,
-        plain,
-        undifferentiate,
-    )
+    from timm_csg.model import DifferentiatedModel, PathOutputs, is_differentiated, plain
     from timm_csg.pushing import push_to_hub
     from timm_csg.schedule import Alternating, Joint
     from timm_csg.stage import Stage, find_stage
@@ -101,6 +95,7 @@ _NAMES = {
     "adaptation": ("Adaptation", "adapt"),
     "assignment": ("Assignment", "assign_filters"),
     "checkpoint": ("save_pretrained",),
+    "differentiation": ("differentiate", "undifferentiate"),
     "export": ("Exported", "export_onnx", "export_program"),
     "freezing": ("freeze",),
     "groups": ("param_groups",),
@@ -123,14 +118,7 @@ _NAMES = {
         "list_mechanisms",
         "register_mechanism",
     ),
-    "model": (
-        "DifferentiatedModel",
-        "PathOutputs",
-        "differentiate",
-        "is_differentiated",
-        "plain",
-        "undifferentiate",
-    ),
+    "model": ("DifferentiatedModel", "PathOutputs", "is_differentiated", "plain"),
     "pushing": ("push_to_hub",),
     "schedule": ("Alternating", "Joint"),
     "stage": ("Stage", "find_stage"),

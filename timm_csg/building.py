@@ -13,9 +13,10 @@ import timm
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from timm_csg.differentiation import differentiate
 from timm_csg.manifest import CONFIG, NO_MODEL, CheckpointError, short
 from timm_csg.mechanisms.base import MechanismConfig
-from timm_csg.model import DifferentiatedModel, differentiate
+from timm_csg.model import DifferentiatedModel
 from timm_csg.tensors import Header
 
 _MAX_ARGUMENT = 2**16

@@ -1,4 +1,4 @@
-"""``differentiate``: put a mechanism between a timm model's last stage and its head, in place, and take it out again.
+"""What a timm model becomes by ``differentiate``: itself, with a mechanism between its last stage and its head.
 
 The model keeps its identity: its class becomes a subclass of its own class (as ``torch.nn.utils.parametrize`` and
 ``fully_shard`` do it), one submodule ``model.mechanism`` is added, and only ``forward_head`` and ``forward`` change.
@@ -18,15 +18,14 @@ from torch import Tensor, nn
 from timm_csg.checks import whole
 from timm_csg.head import (
     HeadTraits,
-    check_logits,
     check_shape,
     effective_weight,
     find_classifier,
     is_plain_layer,
     probe_traits,
 )
-from timm_csg.mechanisms.base import Head, HeadKind, Mechanism, MechanismConfig, resolve_config
-from timm_csg.stage import check_supported, is_channels_last
+from timm_csg.mechanisms.base import Head, HeadKind, Mechanism, MechanismConfig
+from timm_csg.stage import is_channels_last
 
 _logger = logging.getLogger(__name__)
 _PATHS = ("standard", "gated")
@@ -180,11 +179,11 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
                 f"a differentiated model needs classes, but num_classes={num_classes}; undifferentiate() first."
             )
         num_classes = classes
-        made = _make_mechanism(self, num_classes, type(self.mechanism), self.mechanism.config)
+        made = make_mechanism(self, num_classes, type(self.mechanism), self.mechanism.config)
         super().reset_classifier(num_classes, *args, **kwargs)
         self.mechanism = made
         self._probed = None
-        _probe_in_advance(self)
+        probe_in_advance(self)
         _logger.info("classifier and mechanism %s made anew for %d classes", self.mechanism.name, num_classes)
 
     def train(self, mode: bool = True) -> Any:
@@ -216,7 +215,8 @@ def _check_one_tensor(images_or_features: Any) -> None:
 
 
 @functools.cache
-def _differentiated_class(plain_class: Any) -> type[DifferentiatedModel]:
+def differentiated_class(plain_class: Any) -> type[DifferentiatedModel]:
+    """The class that instances of a timm class get, made once."""
     namespace = {
         "_plain_class": plain_class,
         "_features_name": list(inspect.signature(plain_class.forward_head).parameters)[1],
@@ -229,99 +229,18 @@ def _differentiated_class(plain_class: Any) -> type[DifferentiatedModel]:
 
 def _new_instance(plain_class: Any) -> DifferentiatedModel:
     """Rebuild an instance when copying or unpickling; the class itself is made on the fly and cannot be looked up."""
-    differentiated_class = _differentiated_class(plain_class)
-    return differentiated_class.__new__(differentiated_class)
+    made = differentiated_class(plain_class)
+    return made.__new__(made)
 
 
-def differentiate(
-    model: nn.Module,
-    num_classes: int | None = None,
-    mechanism: str | MechanismConfig | Sequence[str | MechanismConfig] = "assigned",
-    **options: Any,
-) -> DifferentiatedModel:
-    """Make a timm model interpretable by training: in place, returns the same object.
-
-    Without targets the model computes what it computed before (not so ICNN, whose mask acts at every forward). The
-    default, assigned filters, wants ``assign_filters(model, loader)`` before the first training step; after it the
-    classifier uses a class's own filters only. ``mechanism="csg"`` is the paper's label gate. Do this before making the
-    optimizer, wrapping in DistributedDataParallel, or compiling.
-
-    Args:
-        model: Any timm classifier whose features are one tensor: 912 architectures with a map, 430 with tokens.
-        num_classes: Classes to learn; if it differs from the model's, the classifier is reset, with a log line.
-            None: keep.
-        mechanism: Name of a mechanism, see ``list_mechanisms``, or its config; or a list of these, see ``ChainConfig``.
-        **options: Fields of the mechanism's config, for example those of ``AssignedConfig``.
-
-    Returns:
-        The same model, now also a ``DifferentiatedModel`` with ``model.mechanism``.
-
-    Raises:
-        TypeError: If the model is wrapped, compiled, headless or not a timm model.
-        ValueError: If it is already differentiated, its features are a list, its logits are not [batch, classes]
-            (``global_pool=""``), or an option is wrong.
-
-    Example:
-        >>> import timm
-        >>> model = differentiate(timm.create_model("test_resnet"), num_classes=10)
-        >>> isinstance(model, timm.models.ResNet), model.mechanism.class_filter_matrix().shape
-        (True, torch.Size([10, 96]))
-    """
-    if isinstance(model, DifferentiatedModel):
-        raise ValueError(
-            f"the model is already differentiated (mechanism {model.mechanism.name!r}); undifferentiate() it first."
-        )
-    check_supported(model)
-    if hasattr(model, "mechanism"):
-        raise ValueError(
-            f"{type(model).__name__} already has an attribute 'mechanism'; rename it before differentiating."
-        )
-    mechanism_class, config = resolve_config(mechanism, options)
-    timm_model: Any = model  # has more attributes than nn.Module declares
-    given = timm_model.num_classes if num_classes is None else num_classes
-    classes = whole(given) or 0
-    if classes < 1:
-        raise ValueError(f"num_classes must be a whole number, 1 or more, but is {given!r}; pass num_classes=...")
-    check_logits(timm_model, timm_model.num_features)
-    made = _make_mechanism(timm_model, classes, mechanism_class, config)
-    if classes != timm_model.num_classes:
-        _logger.info("reset the classifier from %d to %d classes", timm_model.num_classes, classes)
-        timm_model.reset_classifier(classes)
-    timm_model.mechanism = made
-    timm_model.__class__ = _differentiated_class(timm_model.__class__)
-    differentiated: DifferentiatedModel = timm_model
-    _probe_in_advance(differentiated)
-    return differentiated
-
-
-def _make_mechanism(
+def make_mechanism(
     model: Any, num_classes: int, mechanism_class: type[Mechanism], config: MechanismConfig
 ) -> Mechanism:
+    """A mechanism for a model: its filters and layout, on its device, in its dtype and mode."""
     like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     with like.device:
         made = mechanism_class(model.num_features, num_classes, config, channels_last=is_channels_last(model))
     return made.to(device=like.device, dtype=like.dtype).train(model.training)
-
-
-def undifferentiate(model: nn.Module) -> nn.Module:
-    """Take the mechanism out again: in place, returns the same object with its own timm class and keys.
-
-    Raises:
-        ValueError: If the model is not differentiated.
-
-    Example:
-        >>> import timm
-        >>> type(undifferentiate(differentiate(timm.create_model("test_resnet")))).__name__
-        'ResNet'
-    """
-    if not isinstance(model, DifferentiatedModel):
-        raise ValueError(f"{type(model).__name__} is not differentiated, so there is nothing to undo.")
-    timm_model: Any = model
-    del timm_model.mechanism
-    for name in ("_probed", "holds_frozen"):
-        timm_model.__dict__.pop(name, None)
-    timm_model.__class__ = model._plain_class
-    return model
 
 
 def hold_frozen(model: nn.Module) -> None:
@@ -352,18 +271,18 @@ def plain(model: nn.Module) -> Iterator[nn.Module]:
     if not isinstance(model, DifferentiatedModel):
         yield model
         return
-    mechanism, differentiated_class = model.mechanism, type(model)
+    mechanism, own_class = model.mechanism, type(model)
     lent: Any = model
     del lent._modules["mechanism"]
     lent.__class__ = model._plain_class
     try:
         yield lent
     finally:
-        lent.__class__ = differentiated_class
+        lent.__class__ = own_class
         model._modules["mechanism"] = mechanism
 
 
-def _probe_in_advance(model: DifferentiatedModel) -> None:
+def probe_in_advance(model: DifferentiatedModel) -> None:
     """Probe the head outside of any compiled call, for the mechanisms that look into it."""
     if model.mechanism.reads_head:
         _ = model.head_kind

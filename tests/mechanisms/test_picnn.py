@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy, linear
 
 import timm_csg
-from timm_csg import InterpretationPathway, PICNNConfig, metrics
+from timm_csg import InterpretationPathway, PICNNConfig, measuring, metrics
 from timm_csg.mechanisms import Head, picnn
 from timm_csg.mechanisms.picnn import draw_classes, draw_filters, interpretation_loss
 

@@ -16,10 +16,10 @@ from torch import nn
 from timm_csg.cli.preprocessing import input_config
 from timm_csg.cli.settings import STANDARD, TrainSettings
 from timm_csg.cli.spelling import check_choice, did_you_mean
+from timm_csg.differentiation import differentiate
 from timm_csg.freezing import freeze
 from timm_csg.groups import param_groups
 from timm_csg.mechanisms.base import list_mechanisms, resolve_config
-from timm_csg.model import differentiate
 from timm_csg.recipes import RECIPES, Recipe
 from timm_csg.schedule import Alternating, Joint
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from timm_csg import explain, metrics
 from timm_csg.cli.checkpoints import checkpoint_folder, import_plugins, open_checkpoint
+from timm_csg.differentiation import differentiate, undifferentiate
 from timm_csg.head import find_classifier, probe_head
 from timm_csg.labels import class_names
 from timm_csg.manifest import Manifest
 from timm_csg.mechanisms import list_mechanisms
-from timm_csg.model import DifferentiatedModel, differentiate, is_differentiated, undifferentiate
+from timm_csg.model import DifferentiatedModel, is_differentiated
 from timm_csg.stage import Stage, find_stage
 
 _RECTIFIERS = ("ReLU", "ReLU6", "Threshold", "Clamp")

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from timm_csg.assignment import Assignment
 from timm_csg.attachment import Attachment, attachments_of
 from timm_csg.checks import whole
+from timm_csg.differentiation import differentiate
 from timm_csg.manifest import CheckpointError, mechanism_config
-from timm_csg.model import DifferentiatedModel, differentiate, is_differentiated
+from timm_csg.model import DifferentiatedModel, is_differentiated
 from timm_csg.reading import MECHANISM_PREFIX, load_file
 from timm_csg.schedule import Alternating, Joint
 from timm_csg.training import TrainingMixin
