@@ -1,4 +1,4 @@
-"""A model from a ``config.json`` that may come from anybody: nothing larger is built than its files can fill."""
+"""A model from an untrusted ``config.json``: nothing larger is built than its files can fill."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAX_VALUES = 2**17
 
 
 def check_buildable(config: dict[str, Any], path: Path) -> None:
-    """Refuse architectures that are not registered and arguments that no saved model has, before timm sees them.
+    """Refuse architectures that are not registered, and arguments that no saved model has.
 
     Raises:
         CheckpointError: If the config would not build a model, or one that nobody can have saved.

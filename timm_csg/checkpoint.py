@@ -6,7 +6,7 @@
     config.json                      timm's, with one more root key "timm_csg"
     mechanism/timm_csg.safetensors   the mechanism, in a folder of its own: some readers take one safetensors file only
     metrics.json                     what was measured, if anything
-    README.md                        model card; a README without our markers is its author's and left alone
+    README.md                        model card; a README without our markers belongs to its author and is left alone
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ _logger = logging.getLogger(__name__)
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place when the block ends well, and vanishes when it does not.
+    """A temporary file beside ``path`` that replaces it if the block succeeds, and is removed if it fails.
 
     Example:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "notes.txt"
         >>> with replacing(target) as temporary:
-        ...     _ = temporary.write_text("whole or not at all")
+        ...     _ = temporary.write_text("complete or absent")
         >>> target.read_text()
-        'whole or not at all'
+        'complete or absent'
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -92,7 +92,7 @@ def save_pretrained(
     Args:
         model: A differentiated model, also wrapped in DistributedDataParallel or compiled. One that ``fully_shard`` has
             sharded is saved by all processes together; the first one writes.
-        directory: Folder, made if it does not exist. Other files in it are left alone.
+        directory: Folder, created if it does not exist. Other files in it are left alone.
         class_names: One for each class, timm's ``label_names``; None: those that the model was loaded with, if any.
         label_descriptions: Longer names by class name; None: those that the model was loaded with, if any.
         preprocessing: How images were prepared when the model was measured, as ``timm.data.resolve_data_config``
@@ -110,7 +110,7 @@ def save_pretrained(
         ValueError: If ``metrics`` cannot be written as JSON, names or preprocessing do not suit the model, the
             mechanism is not finite, or the weights could not be loaded again (quantised, with a LoRA adapter,
             reparameterized); the message says what to do before saving.
-        OSError: If the folder cannot be written. An earlier save is then still whole, or, if it happened between two
+        OSError: If the folder cannot be written. An earlier save is then still intact, or, if it happened between two
             renames, loading it fails with a checksum error; never with a mixture of the two.
     """
     model = unwrap_model(model)
@@ -157,7 +157,7 @@ def save_pretrained(
         config["timm_csg"]["sha256"][CONFIG] = manifest.fingerprint(config)
         config_file.write_text(_to_json(config))
     if metrics is None:
-        (directory / METRICS).unlink(missing_ok=True)  # it told of other weights
+        (directory / METRICS).unlink(missing_ok=True)  # it described other weights
     return directory
 
 
@@ -172,7 +172,7 @@ def save_plain(
 
     Args:
         model: A timm model that is not differentiated.
-        directory: Folder, made if it does not exist.
+        directory: Folder, created if it does not exist.
         class_names: As in ``save_pretrained``.
         preprocessing: As in ``save_pretrained``.
 
@@ -221,7 +221,7 @@ def _checked(state: dict[str, Tensor], expected: Mapping[str, Tensor], what: str
     problems = misfits({key: Header.of(value) for key, value in state.items()}, expected)
     if problems:
         raise ValueError(
-            f"the model is no longer {what} as it is made, so nobody could load it ({manifest.listed(problems)}); "
+            f"the model no longer has the tensors of {what}, so it could not be loaded ({manifest.listed(problems)}); "
             f"{remedy(state)}."
         )
     return {key: state[key] for key in expected}
@@ -234,8 +234,8 @@ def _mechanism_state(model: DifferentiatedModel, weights: dict[str, Tensor]) -> 
     bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise ValueError(
-            f"mechanism.{bad[0]} is not finite, so the checkpoint could not be loaded; the training has diverged: save "
-            "an earlier state, and train with a lower learning rate."
+            f"mechanism.{bad[0]} is not finite, so the checkpoint could not be loaded; training diverged: save an "
+            "earlier state, and train with a lower learning rate."
         )
     like = next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32)
     made = type(mechanism)(
@@ -265,7 +265,7 @@ def _is_sharded(model: nn.Module) -> bool:
 
 
 def _readme(model: DifferentiatedModel, directory: Path, facts: card.Facts) -> str | None:
-    """The model card with our block brought up to date; None where the README is somebody's own."""
+    """The model card with our block brought up to date; None if the README belongs to its author."""
     path, name = directory / README, directory.resolve().name
     figures = sorted(f"{ASSETS}/{file.name}" for file in (directory / ASSETS).glob("*.png"))
     facts = facts._replace(name=name, source=f"local-dir:{name}", figures=figures)
@@ -278,7 +278,7 @@ def _readme(model: DifferentiatedModel, directory: Path, facts: card.Facts) -> s
 
 
 def _layer(made: nn.Module) -> str:
-    """The last stage in words; a card must not keep a model from being saved."""
+    """The last stage in words; a card must not prevent saving."""
     try:
         return str(find_stage(made))
     except (TypeError, ValueError, RuntimeError) as error:

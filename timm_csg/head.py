@@ -71,7 +71,7 @@ def check_logits(model: Any, num_filters: int) -> None:
     """Raise unless a plain model's logits are [batch, classes]; seen on a small map of zeros, also on the meta device.
 
     Raises:
-        ValueError: If they have another shape; a head that takes no small map is left for the first batch to check.
+        ValueError: If they have another shape; a head that rejects small maps is checked by the first batch.
     """
     parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     with in_eval_mode(model):

@@ -46,7 +46,7 @@ def from_pretrained(
 
     Args:
         name: A folder, also as ``"local-dir:folder"``; or a repository: ``"user/name"``, ``"hf-hub:user/name"``, either
-            with ``"@revision"``. A folder of that name goes first.
+            with ``"@revision"``. A folder of that name takes precedence.
         revision: Branch, tag or commit; None: the one in ``name``, or ``main``.
         cache_dir: Where to keep downloads; None: the Hub's own cache.
         token: For private repositories; None: the one you logged in with.
@@ -57,7 +57,7 @@ def from_pretrained(
         The model; its standard and gated logits are bit for bit those of the saved one.
 
     Raises:
-        CheckpointError: If it is no such checkpoint, a damaged one, or one of a newer format.
+        CheckpointError: If it is not such a checkpoint, is damaged, or has a newer format.
         HubError: If the Hub cannot be reached, refuses, or has no such repository, revision or file.
 
     Example:
@@ -104,18 +104,18 @@ def parse_name(name: str | os.PathLike[str], revision: str | None) -> tuple[str 
     )
     if is_folder:
         if revision is not None:
-            raise ValueError(f"{text} is a folder and has no revision; leave revision={revision!r} out.")
+            raise ValueError(f"{text} is a folder and has no revisions; leave out revision={revision!r}.")
         return None, None
     if Path(text).expanduser().is_file():
         raise CheckpointError(
-            f"{text} is a file of weights, which says neither the model nor the mechanism; make the model and its "
-            f"mechanism as for training, call timm_csg.load_checkpoint(model, {text!r}), and save a folder with "
+            f"{text} is a file of weights, which does not describe the model or its mechanism; create the model and "
+            f"its mechanism as for training, call timm_csg.load_checkpoint(model, {text!r}), and save a folder with "
             "timm_csg.save_pretrained(model, 'folder')."
         )
     repo_id, _, named = text.removeprefix(prefix).partition("@")
     if not HUB_ID.fullmatch(repo_id):
         raise CheckpointError(
-            f"no checkpoint at {text}: there is no such folder, and repositories are named 'user/name' or "
+            f"no checkpoint at {text}: the folder does not exist, and repositories are named 'user/name' or "
             "'hf-hub:user/name@revision'."
         )
     if named and revision not in (None, named):
@@ -132,9 +132,7 @@ def _download(repo_id: str, revision: str | None, source: str, *, force_download
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError):
                 raise
-            raise CheckpointError(
-                f"{source} holds no model of timm or timm_csg: there is no {CONFIG} in it."
-            ) from error
+            raise CheckpointError(f"{source} holds no model of timm or timm_csg: it has no {CONFIG}.") from error
         folder = config_file.parent
         try:
             Manifest.read(folder, source)

@@ -1,4 +1,4 @@
-"""What can go wrong between here and the Hub, in words that say what to do."""
+"""Errors of the Hub and of the connection to it, with what to do about them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFLICTS, TROUBLES = (409, 412), (429, 500, 502, 503, 504)
 
 
 class HubError(OSError):
-    """The Hub cannot be reached, refuses, or lacks what was asked for; neither side was left half-written.
+    """The Hub cannot be reached, refuses, or does not have what was requested; nothing is left half-written.
 
     Attributes:
         status: HTTP status of the answer; None if there was none.
@@ -33,7 +33,7 @@ class HubError(OSError):
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Around calls of huggingface_hub: turn errors of Hub, network and disk into one that says what to do."""
+    """Turn errors of Hub, network and disk in calls of huggingface_hub into one that says what to do."""
     try:
         yield
     except (HubError, CheckpointError):
@@ -62,9 +62,9 @@ def _reason(error: BaseException, status: int | None) -> str | None:
     server = getattr(error, "server_message", None)
     said = f" The Hub says: {short(str(server), 500)}" if server else ""
     if isinstance(error, GatedRepoError):
-        return "access to this repository has to be granted; ask for it on its page, and log in with 'hf auth login'."
+        return "access to this repository must be granted; request it on its page, and log in with 'hf auth login'."
     if isinstance(error, RevisionNotFoundError):
-        return "the repository has no such revision; look at its branches, or make one with HfApi().create_branch()."
+        return "the repository has no such revision; look at its branches, or create one with HfApi().create_branch()."
     if status == 401 and not isinstance(error, RepositoryNotFoundError):
         return "the Hub does not accept the token; log in again with 'hf auth login', or pass a valid token=..."
     if isinstance(error, RepositoryNotFoundError):
@@ -73,7 +73,7 @@ def _reason(error: BaseException, status: int | None) -> str | None:
             "Check the spelling, and log in with 'hf auth login' or pass token=..."
         )
     if status == 403:
-        return f"the token lacks the permission; make one with write access to this repository.{said}"
+        return f"the token lacks permission; create one with write access to this repository.{said}"
     if status in CONFLICTS:
         return f"somebody else pushed at the same time; push again.{said}"
     if status in TROUBLES:

@@ -1,4 +1,4 @@
-"""What a model's config says beside its weights: the names of its classes, and how its images are prepared."""
+"""What a model's config holds besides its architecture: names of classes, and how images are prepared."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def class_index(label: str | int, names: Sequence[str]) -> int:
 def label_entries(
     model: nn.Module, names: Sequence[str] | None = None, descriptions: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """What ``config.json`` says of the classes: ``label_names`` and ``label_descriptions``, as far as they are known.
+    """The entries of ``config.json`` about classes: ``label_names`` and ``label_descriptions``, as far as known.
 
     Args:
         model: The model.

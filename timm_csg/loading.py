@@ -1,4 +1,4 @@
-"""Loading: a whole model from a checkpoint folder, or weights of any host into a model that exists."""
+"""Loading: a whole model from a checkpoint folder, or the weights of any host into an existing model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load_directory(directory: str | os.PathLike[str], *, source: str | None = No
 
     Args:
         directory: The folder.
-        source: Where it comes from, in timm's words, for errors; None: ``"local-dir:folder"``.
+        source: What timm calls it, for errors; None: ``"local-dir:folder"``.
 
     Returns:
         The model; its standard and gated logits are bit for bit those of the saved one.
@@ -72,7 +72,7 @@ def _of_both(directory: Path, read: Callable[[Path], dict[str, Any]]) -> dict[st
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, prefix: str | None = None) -> nn.Module:
-    """Load weights into a model that exists: all or nothing, strictly, never through pickle code.
+    """Load weights into an existing model: all or nothing, strictly, without running pickled code.
 
     Args:
         model: A timm model. A differentiated one takes checkpoints with a mechanism, or plain ones and keeps its own.
@@ -80,8 +80,8 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, prefix: s
             ``.safetensors``, or one of ``torch.save``, such as those of timm's training script and Lightning. Entries
             ``state_dict`` or ``model`` are looked into, and the ``task_state`` of a ``DifferentiationTask``;
             hyper-parameters and other objects beside the tensors are left out, whatever they are.
-        prefix: How the keys of the model begin, such as ``"model."`` in Lightning's files; None: found out, if only one
-            fits. Tensors under other prefixes are left out.
+        prefix: What the keys of the model begin with, such as ``"model."`` in Lightning's files; None: detected, if
+            only one fits. Tensors under other prefixes are left out.
 
     Returns:
         The same model.

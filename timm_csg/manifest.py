@@ -1,4 +1,4 @@
-"""What the files of a checkpoint say about themselves, checked before anything is built from them.
+"""The description of a checkpoint in its own files, checked before anything is built from them.
 
 A folder may come from anywhere. Everything here reads JSON and the headers of safetensors files only, and refuses what
 no saved model would say: other formats, unknown names, absurd numbers, checksums that differ.
@@ -36,11 +36,11 @@ class CheckpointError(ValueError):
 
 
 class NoMechanismError(CheckpointError):
-    """A plain timm checkpoint, where one with a mechanism is wanted."""
+    """A plain timm checkpoint where one with a mechanism is expected."""
 
 
 class UnreadableConfigError(CheckpointError):
-    """``config.json`` is not even JSON: damaged on its way, or by hand."""
+    """``config.json`` is not valid JSON: damaged in transit, or by hand."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Manifest:
             return None
         metrics = _read_json(path, self.folder)
         if not isinstance(metrics, dict):
-            raise CheckpointError(f"{path} is damaged: it holds no dictionary.")
+            raise CheckpointError(f"{path} is damaged: it is not a dictionary.")
         return metrics
 
     def check_fingerprint(self) -> None:
@@ -142,7 +142,7 @@ class Manifest:
 
 
 def damaged_files(folder: Path) -> list[str]:
-    """Names of the files that are missing or differ from their checksums; the config alone if it cannot tell.
+    """Names of the files that are missing or differ from their checksums; the config alone if it is damaged.
 
     Example:
         >>> damaged_files(Path("/nowhere"))
@@ -173,7 +173,7 @@ def _check_own(own: Any, path: Path) -> None:
             f"pip install --upgrade 'timm_csg{'>=' if written_by else ''}{'.'.join(map(str, written_by))}'."
         )
     if own["format"] < 1:
-        raise CheckpointError(f"{path} is damaged: there is no format {own['format']}.")
+        raise CheckpointError(f"{path} is damaged: {own['format']} is not a format.")
     checksums = own.get("sha256")
     if not isinstance(checksums, dict) or not all(
         isinstance(checksums.get(name), str) for name in (WEIGHTS, MECHANISM)
@@ -186,13 +186,13 @@ def _check_own(own: Any, path: Path) -> None:
 
 def _read_json(path: Path, directory: Path) -> Any:
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {directory}: there is no {CONFIG} in it.")
+        raise CheckpointError(f"no checkpoint at {directory}: it has no {CONFIG}.")
     if path.stat().st_size > _MAX_CONFIG_BYTES:
         raise CheckpointError(f"{path} is damaged: {path.stat().st_size:,} bytes is too long for a config.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # also for bytes that are not UTF-8 and numbers without end
-        raise UnreadableConfigError(f"{path} is damaged, it is not JSON: {short(str(error))}.") from error
+        raise UnreadableConfigError(f"{path} is damaged, it is not valid JSON: {short(str(error))}.") from error
 
 
 def _written_by(own: dict[str, Any]) -> tuple[int, ...]:

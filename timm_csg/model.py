@@ -167,10 +167,10 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         self.mechanism.project_(self.read_head())
 
     def reset_classifier(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
-        """Timm's ``reset_classifier``; the mechanism is made anew with it, since its classes are no longer the same.
+        """Timm's ``reset_classifier``; the mechanism is re-created with it, since its classes change.
 
         Raises:
-            ValueError: If ``num_classes`` is 0, without classes there is nothing to differentiate, or does not suit the
+            ValueError: If ``num_classes`` is 0, so that there is nothing to differentiate, or does not suit the
                 mechanism's config.
         """
         classes = whole(num_classes) or 0
@@ -184,7 +184,7 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         self.mechanism = made
         self._probed = None
         probe_in_advance(self)
-        _logger.info("classifier and mechanism %s made anew for %d classes", self.mechanism.name, num_classes)
+        _logger.info("classifier and mechanism %s re-created for %d classes", self.mechanism.name, num_classes)
 
     def train(self, mode: bool = True) -> Any:
         """As ``torch.nn.Module.train``, but batch norms that ``timm_csg.freeze`` froze stay in eval mode."""

@@ -1,4 +1,4 @@
-"""Pushing to the Hugging Face Hub: a whole checkpoint in one commit, upon what is there."""
+"""Pushing to the Hugging Face Hub: a whole checkpoint in one commit."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def push_to_hub(
     without targets, plain timm loads the weights but computes other logits; the card says so.
 
     A later push replaces the model and our block of the card; text and metadata of yours in the Hub's README stay.
-    Pushing what is there already makes no commit. If somebody else pushes meanwhile, it starts again from theirs.
+    Pushing an unchanged model makes no commit. If somebody else pushes in the meantime, the push is retried on theirs.
 
     Args:
         model: A differentiated model, also wrapped in DistributedDataParallel or compiled.
-        repo_id: ``"user/name"``; made if it does not exist.
-        private: Whether a new repository is private; None: as your account says.
+        repo_id: ``"user/name"``; created if it does not exist.
+        private: Whether a new repository is private; None: your account's default.
         token: With write permission; None: the one you logged in with.
         revision: Branch to push to; None: ``main``.
         create_pr: Open a pull request instead.
@@ -66,7 +66,7 @@ def push_to_hub(
         label_descriptions: See ``save_pretrained``.
         preprocessing: See ``save_pretrained``.
         metrics: What was measured; ``"data"``, ``"seed"`` and ``"recipe"`` are named in the card. None: nothing
-            was, and the numbers of an earlier push go.
+            was, and the numbers of an earlier push are removed.
         base_model: Where the weights came from before training, for example ``"timm/resnet18.a1_in1k"``.
         base_revision: Its commit.
         figures: PNG files for the card, such as a picture of the gate.
@@ -106,13 +106,13 @@ def push_folder(
     create_pr: bool = False,
     commit_message: str | None = None,
 ) -> CommitInfo:
-    """Push a folder made by ``save_pretrained``, after loading it to see that it is whole; see ``push_to_hub``.
+    """Push a folder made by ``save_pretrained``, after checking that it loads; see ``push_to_hub``.
 
-    Only the checkpoint's own files go: config, weights, mechanism, ``metrics.json``, ``README.md``, ``assets/*.png``.
-    The folder's README is used if the repository has none.
+    Only the checkpoint's own files are pushed: config, weights, mechanism, ``metrics.json``, ``README.md`` and
+    ``assets/*.png``. The folder's README is used if the repository has none.
 
     Raises:
-        CheckpointError: If the folder holds no whole checkpoint.
+        CheckpointError: If the folder holds no complete checkpoint.
         HubError: If the Hub cannot be reached or refuses, saying why and what to do.
     """
     token = _check_push(repo_id, token, revision, create_pr=create_pr)
@@ -132,7 +132,7 @@ class _Push:
     message: str | None
 
     def send(self, model: nn.Module, folder: Path, *, private: bool | None) -> CommitInfo:
-        """Make the repository and commit the folder, again from what is there then if somebody else pushed meanwhile.
+        """Create the repository and commit the folder; retried if somebody else pushed in the meantime.
 
         Args:
             model: What the folder holds, for the model card.
@@ -167,7 +167,7 @@ class _Push:
     def _commit(
         self, api: HfApi, model: nn.Module, facts: card.Facts, folder: Path, names: list[str], message: str
     ) -> CommitInfo:
-        """One commit upon what is there now; refused with status 412 if that has changed before the commit arrives."""
+        """One commit on top of the current one; the Hub refuses it with status 412 if that has changed."""
         info = api.model_info(self.repo_id, revision=self.revision)
         there = {sibling.rfilename for sibling in info.siblings or []}
         previous = self._readme_on_hub(api, info.sha) if README in there else None
@@ -207,7 +207,7 @@ def _check_push(repo_id: str, token: str | None, revision: str | None, *, create
     found = token or get_token()
     if not found:
         raise HubError(
-            f"cannot push to {repo_id}: no token. Log in with 'hf auth login', set HF_TOKEN, or pass token=...; make "
-            "one with write permission at https://huggingface.co/settings/tokens."
+            f"cannot push to {repo_id}: no token. Log in with 'hf auth login', set HF_TOKEN, or pass token=...; "
+            "create one with write permission at https://huggingface.co/settings/tokens."
         )
     return found

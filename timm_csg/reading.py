@@ -21,7 +21,7 @@ MECHANISM_PREFIX = "mechanism."
 
 
 class _Ignored:
-    """Stands for an object that is no tensor, such as a hyper-parameter: nothing of it is imported, called or built."""
+    """Stands for an object that is not a tensor, such as a hyper-parameter; its class is never imported."""
 
     def __new__(cls, *_: object, **__: object) -> _Ignored:
         return super().__new__(cls)
@@ -41,7 +41,7 @@ def load_file(path: Path) -> Any:
         Its tensors by key, or whatever a host keeps around them.
 
     Raises:
-        CheckpointError: If there is no such file, or it is damaged or cannot be read without running its code.
+        CheckpointError: If the file does not exist, is damaged, or cannot be read without running its code.
     """
     others: list[str] = []
     try:
@@ -51,8 +51,8 @@ def load_file(path: Path) -> Any:
         with torch.serialization.safe_globals([(_Ignored, name) for name in others]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file {path}.") from error
-    except Exception as error:  # there is no end to what the readers raise on bytes that are not theirs
+        raise CheckpointError(f"{path} does not exist.") from error
+    except Exception as error:  # the readers raise anything on bytes of other formats
         if others:
             raise CheckpointError(
                 f"{path} holds objects that cannot be left out ({short(', '.join(sorted(others)))}). If you trust the "
@@ -74,11 +74,11 @@ def read_headers(path: Path) -> dict[str, Header]:
     """Shapes and kinds of the tensors in a safetensors file, without reading them.
 
     Raises:
-        CheckpointError: If it is no safetensors file.
+        CheckpointError: If it is not a safetensors file.
     """
     try:
         with safetensors.safe_open(path, "pt") as tensors:
-            parts = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118 (no mapping)
+            parts = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118 (not a mapping)
             kinds = {key: str(part.get_dtype()) for key, part in parts.items()}  # F32, BF16, C64, I8, U8, BOOL, ...
             kinds = {key: next((kind for kind in "FC" if kind in dtype), "I") for key, dtype in kinds.items()}
             return {key: Header(tuple(part.get_shape()), kinds[key]) for key, part in parts.items()}
@@ -94,7 +94,7 @@ def read_tensors(path: Path, *, with_task: bool = False) -> dict[str, Tensor]:
         with_task: Also the mechanism that a ``DifferentiationTask`` keeps beside the weights.
 
     Raises:
-        CheckpointError: As ``load_file``, or if there is no state dict.
+        CheckpointError: As ``load_file``, or if it holds no state dict.
     """
     state = load_file(path)
     task = state.get("task_state") if with_task and isinstance(state, dict) else None
@@ -118,7 +118,7 @@ def of_model(
         state: All tensors of a file.
         expected: Keys of the model; those of its mechanism may be missing in the file.
         origin: The file, for errors.
-        prefix: How the keys of the model begin; None: found out.
+        prefix: What the keys of the model begin with; None: detected.
 
     Returns:
         Those tensors under the model's own keys; all of them if no part of the file is such a model.

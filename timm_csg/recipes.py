@@ -52,7 +52,7 @@ RECIPES = {
         schedule=Joint(),
     ),
     "assigned": Recipe(
-        summary="ours: filters shared out by one look at the pictures, each trained to know its class alone",
+        summary="ours: filters assigned to classes in one pass over the images, each trained to know its class alone",
         mechanism=AssignedConfig(),
         schedule=Joint(),
         gate_lr=0.04,

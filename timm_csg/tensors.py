@@ -1,4 +1,4 @@
-"""The tensors of a model under plain timm's keys, whatever training tools have made of its modules."""
+"""The tensors of a model under plain timm's keys, whatever training tools have done to its modules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _UNDO = (
 
 
 class Header(NamedTuple):
-    """What a file says about a tensor: its shape, and ``"F"`` float, ``"C"`` complex or ``"I"`` integer."""
+    """What a file records of a tensor: its shape, and ``"F"`` float, ``"C"`` complex or ``"I"`` integer."""
 
     shape: tuple[int, ...]
     kind: str
@@ -96,7 +96,7 @@ def _plain_tensor(key: str, value: object) -> Tensor:
 
 
 def remedy(keys: Iterable[str]) -> str:
-    """What to do about a model with entries in its state dict that plain timm's has not.
+    """What to do about a model whose state dict has entries that plain timm's lacks.
 
     Example:
         >>> remedy(["fc.lora_A.default.weight"])
@@ -131,7 +131,7 @@ def misfits(found: Mapping[str, Header], expected: Mapping[str, Tensor]) -> list
         if key in found and found[key].shape != tuple(value.shape)
     ]
     problems += [
-        f"{key} holds numbers of another kind than {value.dtype}"
+        f"{key} holds another kind of number than {value.dtype}"
         for key, value in expected.items()
         if key in found and found[key].kind != Header.of(value).kind
     ]

@@ -116,7 +116,7 @@ def test_a_part_is_held_out_of_every_class(tmp_path):
 
 def test_one_picture_cannot_be_divided(tmp_path):
     fill(tmp_path / "cat", 1)
-    with pytest.raises(ValueError, match="one picture only; --val-fraction needs two or more"):
+    with pytest.raises(ValueError, match="only one picture; --val-fraction needs two or more"):
         PictureFolder(tmp_path, fraction=0.2)
 
 

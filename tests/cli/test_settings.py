@@ -49,14 +49,14 @@ def knobs(**options):
 @pytest.mark.parametrize(
     ("options", "remedy"),
     [
-        ({"recipe": ["joint"], "period": 5}, "--period would change nothing here; add --paths alternating"),
+        ({"recipe": ["joint"], "period": 5}, "--period would have no effect here; add --paths alternating"),
         ({"recipe": ["joint"], "gated": 1}, "--gated"),
         ({"recipe": ["joint"], "path_unit": "step"}, "--path-unit"),
         ({"recipe": ["standard"], "gate_lr": 0.1}, "add a recipe with a mechanism"),
         ({"recipe": ["standard"], "option": {"a": 1}}, "--option"),
         ({"amp_dtype": "float16"}, "add --amp"),
         ({"model_ema_decay": 0.9}, "add --model-ema"),
-        ({"no_aug": True, "hflip": 0.5, "reprob": 0.1}, "--hflip, --reprob would change nothing here; leave out"),
+        ({"no_aug": True, "hflip": 0.5, "reprob": 0.1}, "--hflip, --reprob would have no effect here; leave out"),
         ({"val_seed": 3}, "add --val-fraction"),
         ({"val_fraction": 0.2}, "it divides folders"),
         ({"data_dir": "/x"}, "--data-dir"),

@@ -51,8 +51,8 @@ def test_push_without_token_says_how_to_get_one(regular_hub, model, monkeypatch)
     ("token", "words"),
     [
         ("hf_wrong", "the Hub does not accept the token; log in again"),
-        ("hf_read", "the token lacks the permission; make one with write access.*The Hub says"),
-        ("hf_other", "the token lacks the permission"),
+        ("hf_read", "the token lacks permission; create one with write access.*The Hub says"),
+        ("hf_other", "the token lacks permission"),
     ],
 )
 def test_push_with_the_wrong_token_says_so(regular_hub, model, token, words):
@@ -82,7 +82,7 @@ def test_wrong_token_on_loading_is_named(regular_hub, pushed):
 def test_gated_repository_says_where_to_ask(regular_hub, pushed):
     pushed(regular_hub)
     regular_hub.fail("HEAD", "config.json", lambda handler: handler.error(403, "GatedRepo", "ask") or False)
-    with pytest.raises(HubError, match="access to this repository has to be granted"):
+    with pytest.raises(HubError, match="access to this repository must be granted"):
         timm_csg.from_pretrained("user/tiny")
 
 
@@ -112,7 +112,7 @@ def test_missing_file_is_named(regular_hub, pushed, name):
 
 def test_repository_without_config_is_named(regular_hub):
     regular_hub.add_repo("user/text", {"README.md": b"text"})
-    with pytest.raises(CheckpointError, match=r"holds no model of timm or timm_csg: there is no config.json"):
+    with pytest.raises(CheckpointError, match=r"holds no model of timm or timm_csg: it has no config.json"):
         timm_csg.from_pretrained("user/text")
 
 
@@ -137,7 +137,7 @@ def test_newer_format_is_refused_before_the_weights_are_fetched(regular_hub, pus
 
 
 def test_name_of_nothing_says_how_names_look():
-    with pytest.raises(CheckpointError, match="no such folder, and repositories are named 'user/name'"):
+    with pytest.raises(CheckpointError, match="the folder does not exist, and repositories are named 'user/name'"):
         timm_csg.from_pretrained("resnet18")
 
 

@@ -74,7 +74,7 @@ def test_class_names_of_a_push_come_back_and_stand_in_the_card(regular_hub, mode
         (["nowhere", "user/tiny"], "no checkpoint at nowhere"),
         (["FOLDER", "tiny"], "repo_id must be 'user/name'"),
         (["FOLDER", "user/tiny", "--token", "hf_wrong"], "the Hub does not accept the token"),
-        (["FOLDER", "other/tiny"], "the token lacks the permission"),
+        (["FOLDER", "other/tiny"], "the token lacks permission"),
         (["FOLDER", "user/tiny", "--create-pr", "--revision", "x"], "a pull request goes to main"),
     ],
 )

@@ -307,7 +307,7 @@ def test_load_checkpoint_takes_the_mechanism_from_the_task_state(saved, make_mod
 
 def test_converting_names_what_is_wrong_with_the_file(saved, make_model, tmp_path):
     _, path = saved
-    with pytest.raises(CheckpointError, match="there is no file"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         load_task_checkpoint(make_model(), tmp_path / "none.pth.tar")
     with pytest.raises(CheckpointError, match=r"does not fit this ResNet[^']*fc\.weight"):
         load_task_checkpoint(make_model(num_classes=7), path)

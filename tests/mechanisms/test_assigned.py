@@ -330,7 +330,7 @@ def test_blind_training_is_warned_about_once(make_model, images, targets, caplog
     model.train()
     for _ in range(2):
         model(images, targets, paths=BOTH)
-    assert caplog.text.count("handed out to classes blindly; call timm_csg.assign_filters(model, loader)") == 1
+    assert caplog.text.count("assigned to classes blindly; call timm_csg.assign_filters(model, loader)") == 1
 
 
 def test_training_after_assigning_is_not_warned_about(make_model, images, targets, caplog, gated):

@@ -90,7 +90,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Makes the list below the options when help is asked for: it takes imports that parsing does without."""
+    """Builds the list below the options only when help is requested: it needs imports that parsing does not."""
 
     make_epilog: Callable[[], str] | None = None
 
@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Lines(logging.Handler):
-    """Whole lines where there is no terminal to wrap them for."""
+    """Plain lines, unwrapped, where the output is not a terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""

@@ -24,7 +24,7 @@ class CheckpointAndData(NamedTuple):
 
     Attributes:
         model: In eval mode, on the device of the settings.
-        loader: All validation images in order, as the model wants them.
+        loader: All validation images in order, as the model expects them.
         class_names: One name for each class of the model.
     """
 
@@ -34,7 +34,7 @@ class CheckpointAndData(NamedTuple):
 
 
 def check_data_options(options: Collection[str], known: Collection[str] = DATA_OPTIONS) -> None:
-    """Refuse options that say nothing of the data.
+    """Refuse options that do not describe the data.
 
     Args:
         options: Names of those that were given.

@@ -59,7 +59,7 @@ def open_checkpoint(checkpoint: str, *, weights: bool = True) -> Opened:
         weights: Whether to load those of models without a mechanism, too.
 
     Raises:
-        CheckpointError: If there is no such checkpoint, or it is damaged.
+        CheckpointError: If the checkpoint does not exist or is damaged.
         HubError: If the Hub cannot be reached or has no such repository.
         ValueError: If timm has no pretrained weights of that name, or cannot build the model.
     """
@@ -116,7 +116,7 @@ def _plain_model(name: str, *, weights: bool) -> nn.Module:
 
 
 def _spelled_alike(checkpoint: str) -> str:
-    """The end of a sentence that offers a folder, or a timm model, whose name differs by a typo; empty if none does."""
+    """The end of a sentence that suggests a folder or timm model whose name differs by a typo; empty if none does."""
     place = Path()
     parts = Path(checkpoint.removeprefix("local-dir:")).expanduser().parts
     for index, part in enumerate(parts):
@@ -133,7 +133,7 @@ def import_plugins(plugins: Sequence[str]) -> None:
     """Import Python files (``nets/mine.py``) or modules (``package.nets``), for what they register.
 
     Raises:
-        ValueError: If there is no such file or module.
+        ValueError: If the file or module does not exist.
     """
     for plugin in plugins:
         path = Path(plugin).expanduser()
@@ -143,7 +143,7 @@ def import_plugins(plugins: Sequence[str]) -> None:
             except ModuleNotFoundError as error:
                 raise ValueError(f"--plugin {plugin} is not a module that can be imported: {error}.") from error
         elif not path.is_file():
-            raise ValueError(f"--plugin {plugin}: there is no such file.")
+            raise ValueError(f"--plugin {plugin}: the file does not exist.")
         elif path.stem not in sys.modules:
             spec = importlib.util.spec_from_file_location(path.stem, path)
             if spec is None or spec.loader is None:

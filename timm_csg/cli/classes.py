@@ -21,7 +21,7 @@ def class_names(dataset: Any, settings: TrainSettings, *, default: int | None = 
     Args:
         dataset: A split.
         settings: Of them ``num_classes`` counts.
-        default: How many there are where nothing says so.
+        default: How many there are where the data does not tell.
 
     Raises:
         ValueError: If their number is not known, or not that of the settings.

@@ -127,7 +127,7 @@ def _open_both(settings: TrainSettings, processes: Processes) -> tuple[Any, Any,
     names = class_names(train, settings)
     if len(names) < 2:
         raise ValueError(
-            f"--data {settings.data} has one class only ({names[0] or 'its images lie in no folder of a class'}); a "
+            f"--data {settings.data} has one class only ({names[0] or 'its images are not in class folders'}); a "
             "classifier needs two or more: one subfolder for each class in every split."
         )
     folder = getattr(train, "reader", None)
@@ -144,7 +144,7 @@ def _open_both(settings: TrainSettings, processes: Processes) -> tuple[Any, Any,
 
 
 def _check_sizes(train: Any, validation: Any, names: list[str], settings: TrainSettings) -> None:
-    """Refuse what would fail after the training, or at once in words that nobody understands."""
+    """Refuse what would fail after the training, or at once with an obscure message."""
     if isinstance(train, IterableDataset) or isinstance(validation, IterableDataset):
         return
     if len(train) < settings.batch_size:
@@ -159,13 +159,13 @@ def _check_sizes(train: Any, validation: Any, names: list[str], settings: TrainS
         only = next(name for name, label in folder.class_to_idx.items() if label in labels)
         others = [name for name in names if name != only][:8]
         raise ValueError(
-            f"all validation images of --data {settings.data} are of the class {only}; to measure anything, add images "
-            f"of other classes ({', '.join(others)})."
+            f"all validation images of --data {settings.data} belong to the class {only}; to measure anything, add "
+            f"images of other classes ({', '.join(others)})."
         )
     if len(validation) < 3:
         raise ValueError(
-            f"--data {settings.data} has {len(validation)} validation images; measuring needs at least 3, and dozens "
-            "of each class to be trusted."
+            f"--data {settings.data} has {len(validation)} validation images; measuring needs at least 3, and "
+            "dozens of each class to be reliable."
         )
 
 
@@ -187,7 +187,7 @@ def open_split(settings: TrainSettings, *, is_training: bool) -> Any:
     """The training or validation split, without transforms; digits and folders by us, the rest as timm opens it.
 
     Args:
-        settings: Resolved, as far as they say what the data is.
+        settings: Resolved, as far as they describe the data.
         is_training: Which split.
 
     Raises:

@@ -2,7 +2,7 @@
 
 Every process computes the gradient of its share of each batch, and DistributedDataParallel averages them, so that
 weights and gates are the same everywhere. Only the first process prints and touches the run folder; whichever process
-fails first says why, once, and all of them end.
+fails first reports why, once, and all of them end.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def joined(device: str) -> Iterator[Processes]:
     """The process group, for the time of the block.
 
     Args:
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``; with CUDA every process takes the GPU of its number on its machine.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``; with CUDA each process uses the GPU of its local rank.
 
     Raises:
         ValueError: If the device is not there, or there are more processes than GPUs.
@@ -119,8 +119,8 @@ def joined(device: str) -> Iterator[Processes]:
     local_rank, _, _ = world_info_from_env()
     if kind == "cuda" and local_rank >= torch.cuda.device_count():
         raise ValueError(
-            f"process {local_rank} of this machine finds no GPU of its own, there are {torch.cuda.device_count()}; "
-            "start one process for each GPU (torchrun --nproc-per-node gpu), or give --device cpu."
+            f"process {local_rank} of this machine has no GPU of its own, only {torch.cuda.device_count()} exist; "
+            "start one process per GPU (torchrun --nproc-per-node gpu), or use --device cpu."
         )
     find_device(kind)
     found = init_distributed_device_so(kind)
@@ -192,7 +192,7 @@ def epoch_order(length: int, seed: int) -> list[int]:
 
 
 def told_by_first(name: str, make: Callable[[], str]) -> str:
-    """A text that only the first process can make, in all of them; works before the process group is there."""
+    """A text that only the first process can produce, in all of them; works before the process group exists."""
     store = _store()
     if store is None:
         return make()
@@ -203,7 +203,7 @@ def told_by_first(name: str, make: Callable[[], str]) -> str:
 
 @functools.cache
 def first_to_fail() -> bool:
-    """Whether this process may say why training ends: the one that asked first."""
+    """Whether this process reports why training ends: the first one to ask does."""
     try:
         store = _store()
         first: bool = store is None or store.add("failed", 1) == 1
@@ -248,7 +248,7 @@ def run_together(run: Callable[[], int]) -> int:
 
 _GONE = (
     "timm-csg: another process of this training exited unexpectedly (killed, or out of memory?). "
-    "The last whole epoch is on disk; go on with --resume.\n"
+    "The last complete epoch is saved; continue with --resume.\n"
 )
 
 

@@ -35,7 +35,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Display(Protocol):
-    """What a training tells while it runs."""
+    """What a training reports while it runs."""
 
     def batch(self, path: str) -> None:
         """A training batch is done."""
@@ -182,7 +182,7 @@ class Training(TrainingMixin):
         if bad:
             raise TrainingError(
                 f"{self.name}: the {' and '.join(bad)} loss is not finite in epoch {self.epochs_done}. Lower --lr or "
-                "--gate-lr, or train without --amp; the last whole epoch is on disk."
+                "--gate-lr, or train without --amp; the last complete epoch is saved."
             )
         self.processes.share_buffers(self.model)
         if self.ema is not None:
@@ -190,12 +190,12 @@ class Training(TrainingMixin):
         return {"lr": self.optimizers[0].param_groups[0]["lr"], **means}
 
     def _check_weights(self, epoch: int) -> None:
-        """The loss tells of every step but the last, and a state that is not finite must not replace one that is."""
+        """The loss reflects every step but the last, and a state that is not finite must not replace a finite one."""
         bad = [name for name, weight in self.model.named_parameters() if not bool(weight.isfinite().all())]
         if bad:
             raise TrainingError(
                 f"{self.name}: {bad[0]} is not finite after epoch {epoch}. Lower --lr or --gate-lr, or train without "
-                "--amp; the last whole epoch is on disk."
+                "--amp; the last complete epoch is saved."
             )
 
     def _losses(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:

@@ -144,12 +144,12 @@ def _files(images: Sequence[str | Path]) -> Iterator[Path]:
     """The picture files, those in folders included.
 
     Raises:
-        ValueError: If there is no such file, or a folder holds no pictures.
+        ValueError: If a file does not exist, or a folder holds no pictures.
     """
     for path in (Path(image).expanduser() for image in images):
         if not path.is_dir():
             if not path.exists():
-                raise ValueError(f"there is no picture {shown(str(path))}{_neighbour(path)}")
+                raise ValueError(f"{shown(str(path))} does not exist{_neighbour(path)}")
             yield path
             continue
         found = find_pictures(path)
@@ -174,7 +174,7 @@ def _class_names(checkpoint: str, model: nn.Module, settings: TrainSettings | No
         except ValueError as error:
             if must_fit:
                 raise
-            _logger.warning("classes are named by their numbers: %s", error)
+            _logger.warning("classes are shown by number: %s", error)
     return own or [str(index) for index in range(int(model.num_classes))]  # type: ignore[arg-type]
 
 

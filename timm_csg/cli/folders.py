@@ -1,4 +1,4 @@
-"""What a folder of pictures means: each folder that holds pictures is a class, numbered as timm numbers them.
+"""Folders of pictures: each folder that holds pictures is a class, numbered as timm numbers them.
 
 Hidden folders are never classes, every file that Pillow reads is a picture whatever its suffix, and what is left out is
 counted and named.
@@ -122,7 +122,7 @@ class PictureFolder(Reader):  # type: ignore[misc]
         root: The folder of the class folders.
         fraction: Share of each class's pictures that is validation; None: the folder is one split.
         seed: Chooses them, by their names alone: the same everywhere, and nearly the same after pictures were added.
-        is_training: Whether to take the other pictures.
+        is_training: Whether to use the other pictures.
 
     Attributes:
         samples: Files and labels, in timm's order.
@@ -130,7 +130,7 @@ class PictureFolder(Reader):  # type: ignore[misc]
         empty: Folders beside the classes that hold no picture.
 
     Raises:
-        ValueError: If there are no pictures, or which class one belongs to is not clear.
+        ValueError: If there are no pictures, or the class of one is ambiguous.
     """
 
     def __init__(self, root: Path, *, fraction: float | None = None, seed: int = 0, is_training: bool = False) -> None:
@@ -173,7 +173,7 @@ def _check_classes(root: Path, found: Found) -> None:
         if above is not None:
             raise ValueError(
                 f"{shown(str(root / above))} holds pictures and also the folder {shown(folder.name)} with pictures; a "
-                "class is one folder: move its pictures together, or those of another class elsewhere."
+                "class is one folder: merge its pictures into one folder, or move those of another class elsewhere."
             )
     counts = Counter(shown(folder.name) for folder in found.pictures)
     twice = [name for name, count in counts.items() if count > 1]
@@ -185,7 +185,7 @@ def _check_classes(root: Path, found: Found) -> None:
 def _part(folder: Path, files: list[Path], fraction: float, seed: int, *, is_training: bool) -> list[Path]:
     """A class's pictures for training or for validation, at least one of each."""
     if len(files) < 2:
-        raise ValueError(f"{shown(str(folder))} has one picture only; --val-fraction needs two or more of each class.")
+        raise ValueError(f"{shown(str(folder))} has only one picture; --val-fraction needs two or more per class.")
     order = sorted(files, key=lambda file: hashlib.sha256(f"{seed}/".encode() + os.fsencode(file)).digest())
     held_out = min(max(1, round(fraction * len(files))), len(files) - 1)
     return order[held_out:] if is_training else order[:held_out]

@@ -1,4 +1,4 @@
-"""How every command reads images, and what can be wrong with them: unreadable files, wrong labels and classes."""
+"""How every command reads images; unreadable files and wrong labels are named."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class CheckedImages(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         try:
             image, target = self._read(index)
-        except Exception as error:  # there is no end to what readers raise on bytes that are no image
+        except Exception as error:  # readers raise anything on bytes that are not an image
             raise unreadable(self.name(index), error) from error
         label = self._label(index, target)
         return (image if self.transform is None else self.transform(image)), label
 
     def name(self, index: int) -> str:
-        """The file of an image, or its number where there is none."""
+        """The file of an image, or its number if it has none."""
         if isinstance(self.dataset, ImageDataset):
             return shown(str(self.dataset.filename(index, absolute=True)))
         samples = getattr(self.dataset, "samples", None)
@@ -84,7 +84,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
 
 def unreadable(name: str, error: Exception) -> ImageError:
     """The error that names an image which cannot be read."""
-    return ImageError(f"{name} cannot be read as an image ({error}); fix or remove the file, then start again.")
+    return ImageError(f"{name} cannot be read as an image ({error}); fix or remove the file, then try again.")
 
 
 def image_mode(channels: int) -> str:
@@ -95,8 +95,8 @@ def image_mode(channels: int) -> str:
     """
     if channels not in (1, 3):
         raise ValueError(
-            f"the model takes images of {channels} channels, but pictures are read as grey (1) or RGB (3); use a model "
-            "with 1 or 3 channels, or your own data set and timm_csg.metrics and timm_csg.explain."
+            f"the model expects images of {channels} channels, but pictures are read as grey (1) or RGB (3); use a "
+            "model with 1 or 3 channels, or your own data set and timm_csg.metrics and timm_csg.explain."
         )
     return "L" if channels == 1 else "RGB"
 
@@ -114,7 +114,7 @@ def read_image(path: Path, mode: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return convert(image, mode)
-    except Exception as error:  # there is no end to what readers raise on bytes that are no image
+    except Exception as error:  # readers raise anything on bytes that are not an image
         raise unreadable(shown(str(path)), error) from error
 
 

@@ -96,7 +96,7 @@ def _mechanism(plain: nn.Module, name: str) -> dict[str, Any]:
         model: Any = differentiate(copy.deepcopy(plain).eval(), mechanism=name)
         images = torch.zeros(1, *get_model_input_config(plain)["input_size"], device="meta")
         with torch.no_grad():
-            model.mechanism(model.forward_features(images))  # some need a grid, and see only now that there is none
+            model.mechanism(model.forward_features(images))  # some need a grid, and only notice now that it is missing
     except (TypeError, ValueError) as error:
         return {"name": name, "applies": False, "reason": str(error), "parameters": None}
     added = sum(parameter.numel() for parameter in model.mechanism.parameters())
@@ -112,7 +112,7 @@ def _head(plain: Any, stage: Stage) -> dict[str, Any]:
         with nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: used.append(module)):
             plain.forward_head(features)
     names = {name: module for name, module in plain.named_modules() if any(module is other for other in used)}
-    model = copy.deepcopy(plain).to_empty(device="cpu")  # takes address space; memory only where it is written
+    model = copy.deepcopy(plain).to_empty(device="cpu")  # reserves address space; memory is used only where written
     noise = torch.randn(65537, generator=torch.Generator().manual_seed(0))
     for name in names:
         _fill_(model.get_submodule(name), noise)
@@ -188,7 +188,7 @@ def _explanations(plain: nn.Module, head_kind: str, has_grid: bool, sees_places:
 
 
 def _differentiated(model: DifferentiatedModel, name: str) -> dict[str, Any]:
-    """The mechanism of a checkpoint, the owners of its filters, and what its files say of it."""
+    """The mechanism of a checkpoint, the owners of its filters, and what its files record."""
     mechanism, folder = model.mechanism, checkpoint_folder(name)
     matrix = mechanism.class_filter_matrix()
     result: dict[str, Any] = {

@@ -15,9 +15,9 @@ from timm_csg.mechanisms.base import resolve_config
 from timm_csg.numbers import NUMBERS
 
 _HEADS = {
-    "linear": "pooling, then a linear layer: a filter speaks for a class directly",
-    "pooled": "more than a linear layer after the pooling: what a filter says depends on the others",
-    "map": "more than pooling before the classifier: what a filter says depends on the others and on the place",
+    "linear": "pooling, then a linear layer: each filter contributes to a class directly",
+    "pooled": "more than a linear layer after the pooling: a filter's meaning depends on the others",
+    "map": "more than pooling before the classifier: a filter's meaning depends on the others and on the position",
 }
 _MOST_CLASSES = 20
 

@@ -1,4 +1,4 @@
-"""Options of ``timm-csg train`` that would change nothing: an error with the remedy, so that nobody trusts in them."""
+"""Options of ``timm-csg train`` that would have no effect: an error with the remedy."""
 
 from __future__ import annotations
 
@@ -46,4 +46,4 @@ def check_knobs(settings: TrainSettings, recipes: Mapping[str, Recipe | None]) -
         given = [name for name in names if getattr(settings, name) != defaults[name]]
         if given and not works:
             options = ", ".join(map(flag, given))
-            raise ValueError(f"{options} would change nothing here; {remedy}.")
+            raise ValueError(f"{options} would have no effect here; {remedy}.")

@@ -36,7 +36,7 @@ def add_settings(parser: argparse.ArgumentParser, *, only: Collection[str] | Non
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser, only: Collection[str] = DATA_OPTIONS) -> None:
-    """Options that say where the images are, those of ``timm-csg train``, and ``--plugin``."""
+    """Options of ``timm-csg train`` that describe the images, and ``--plugin``."""
     add_settings(parser, only=only)
     add_plugin_argument(parser)
 

@@ -48,7 +48,7 @@ def input_config(
 
 
 def model_input_config(model: Any, settings: TrainSettings, *, data: str | None = None) -> dict[str, Any]:
-    """``input_config`` of a model that is there; ``--img-size`` goes first."""
+    """``input_config`` of an existing model; ``--img-size`` takes precedence."""
     in_chans = get_model_input_config(model)["input_size"][0]
     return input_config(model.pretrained_cfg, in_chans, img_size=settings.img_size, data=data)
 

@@ -51,7 +51,7 @@ def report(
         The file.
 
     Raises:
-        ValueError: If an option is wrong, or a model has other classes or wants other images than the data.
+        ValueError: If an option is wrong, or a model has other classes or expects other images than the data.
         CheckpointError, HubError: If a checkpoint cannot be loaded.
     """
     check_data_options(data_options)
@@ -69,8 +69,8 @@ def report(
         differing = [name for name in ("input_size", "mean", "std") if tuple(ours[name]) != tuple(theirs[name])]
         if differing:
             raise ValueError(
-                f"{reference} wants images with another {' and '.join(differing)} than {checkpoint}, so the two cannot "
-                "be compared on the same images."
+                f"{reference} expects images with another {' and '.join(differing)} than {checkpoint}, so the two "
+                "cannot be compared on the same images."
             )
     console = make_console() if console is None else console
     text = f"looking at {checkpoint}"

@@ -135,7 +135,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """The folder, made if it does not exist, and ours alone; gone again if nothing was written into it.
+        """The folder, created if it does not exist, and ours alone; removed again if nothing was written into it.
 
         Raises:
             ValueError: If another process writes to it, or it cannot be made.
@@ -192,7 +192,7 @@ def gone_if_empty(folder: Path, *, is_ours: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def folder_for_results(folder: Path) -> Iterator[None]:
-    """A folder that files can be written into, made before the work; gone again if nothing was written.
+    """A folder that files can be written into, created before the work; removed again if nothing was written.
 
     Raises:
         ValueError: If it cannot be made or written to.

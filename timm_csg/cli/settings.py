@@ -176,7 +176,7 @@ class TrainSettings:
         return paths
 
     def with_epochs(self, steps_per_epoch: int) -> TrainSettings:
-        """The same with the epochs that fine-tuning takes where none were asked for: 300 steps, but 5 to 60 epochs."""
+        """The same with the epochs of fine-tuning where none were requested: 300 steps, but 5 to 60 epochs."""
         return self if self.epochs else replace(self, epochs=min(60, max(5, -(-300 // max(1, steps_per_epoch)))))
 
     def to_json(self) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 
 def did_you_mean(name: str, known: Collection[str], most: int = 1) -> str:
-    """The end of a sentence that offers the names spelled alike; empty if there are none.
+    """The end of a sentence that suggests names with a similar spelling; empty if there are none.
 
     Example:
         >>> did_you_mean("asigned", ["paper", "assigned"])
@@ -25,7 +25,7 @@ def check_choice(what: str, name: str, known: Collection[str]) -> None:
     Args:
         what: What is named, such as ``"--recipe"``.
         name: The name.
-        known: The valid ones; listed where there are few and none is spelled alike.
+        known: The valid ones; listed if they are few and none has a similar spelling.
 
     Raises:
         ValueError: If it is another one.

@@ -17,14 +17,14 @@ from timm_csg.manifest import CheckpointError, short
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn what goes wrong while writing into one sentence that names the place and says what is left there.
+    """Turn failures of writing into one sentence that names the folder and what is left there.
 
     Raises:
         TrainingError: If the disk is full or cannot be written.
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:  # safetensors tells of a full disk in its own words
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         raise TrainingError(
             f"cannot write to {folder}: {error}. The previous state is intact; free disk space or fix permissions, "
             "then continue with --resume."
@@ -32,7 +32,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
-    """Write nested dictionaries and lists of tensors and plain values, whole or not at all."""
+    """Write nested dictionaries and lists of tensors and plain values, completely or not at all."""
     with replacing(path) as temporary, temporary.open("wb") as handle:
         try:
             torch.save(state, handle)
@@ -50,7 +50,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # there is no end to what torch.load raises on bytes that are not its own
+    except Exception as error:  # torch.load raises anything on bytes of other formats
         raise CheckpointError(
             f"{path} is damaged: {short(str(error))}; delete it to train this recipe from the start."
         ) from error

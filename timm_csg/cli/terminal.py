@@ -23,7 +23,7 @@ class Stopped(KeyboardInterrupt):
     """Ctrl-C or SIGTERM.
 
     Args:
-        text: What there is so far and how to go on, for people.
+        text: What is saved so far and how to continue, for people.
         status: Exit status of the command.
     """
 
@@ -33,12 +33,12 @@ class Stopped(KeyboardInterrupt):
 
     @classmethod
     def after(cls, stop: KeyboardInterrupt, text: str) -> Stopped:
-        """The same stop, with what there is so far and how to go on."""
+        """The same stop, with what is saved so far and how to continue."""
         return cls(f"stopped; {text}", stop.status if isinstance(stop, Stopped) else INTERRUPTED)
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the state of the last whole epoch is on disk."""
+    """Training cannot continue; the state of the last complete epoch is saved."""
 
 
 class UnfinishedError(TrainingError):
@@ -60,7 +60,7 @@ class _Console(Console):
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console that takes text as it is: names of classes and files are no markup, and ``:cat:`` is no emoji."""
+    """A console that prints text literally: names are not markup, and ``:cat:`` is not an emoji."""
     return _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
@@ -71,7 +71,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def any_encoding() -> Iterator[None]:
-    """Write what the terminal's encoding lacks in plainer signs or as an escape, instead of failing."""
+    """Replace characters that the terminal's encoding lacks by plainer ones or an escape, instead of failing."""
     codecs.register_error("timm_csg.plainer", _plainer)
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
     before = [stream.errors for stream in streams]

@@ -107,7 +107,7 @@ def _train(
 
 
 class _Finished:
-    """Trainings that have ended: the model is saved first; whatever fails after that takes nothing else with it."""
+    """Trainings that have ended: the model is saved first, so that no later failure loses it."""
 
     def __init__(self, run: RunFolder, data: Data) -> None:
         self.run, self.data = run, data

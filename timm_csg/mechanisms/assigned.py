@@ -99,7 +99,7 @@ def mask_classifier_(weight: Tensor, assignment: Tensor) -> Tensor:
 class AssignedFilters(Mechanism):
     """Filters that each belong to a class; see ``AssignedConfig`` and the top of this file.
 
-    Until ``timm_csg.assign_filters`` has looked at training pictures, filters are handed out blindly, in turn: filter k
+    Until ``timm_csg.assign_filters`` has looked at training pictures, filters are assigned blindly, in turn: filter k
     to class k modulo the number of classes.
     """
 
@@ -217,7 +217,7 @@ class AssignedFilters(Mechanism):
         if self.is_blind and self.training and not torch.compiler.is_compiling():
             self.is_blind = False  # say it once
             _logger.warning(
-                "filters were handed out to classes blindly; call timm_csg.assign_filters(model, loader) before "
+                "filters were assigned to classes blindly; call timm_csg.assign_filters(model, loader) before "
                 "training, so that each class gets the filters that already respond to it"
             )
         evidence = self.evidence(features, head, update_statistics=True)
@@ -252,7 +252,7 @@ class AssignedFilters(Mechanism):
 
 
 def blind_assignment(num_classes: int, num_filters: int, filters_per_class: int | None = None) -> Tensor:
-    """Filters dealt out in turn, whatever they respond to: the fixed table that both papers argue against.
+    """Filters assigned in turn, whatever they respond to: the fixed table that both papers argue against.
 
     Args:
         num_classes: Classes.

@@ -9,9 +9,9 @@ from timm_csg.cli.options import CHECKPOINT, add_checkpoint_arguments, given_opt
 from timm_csg.cli.settings import IMAGE_OPTIONS
 from timm_csg.cli.terminal import make_console, say
 
-SUMMARY = "say why images are given their class: pictures of where, a table of the filters"
-DESCRIPTION = """Say why images are given their class: heat maps as PNG files, and a table of the filters behind
-each answer."""
+SUMMARY = "explain why images get their class: heat maps, and a table of the filters"
+DESCRIPTION = """Explain why images get their class: heat maps as PNG files, and a table of the filters behind each
+answer."""
 METHODS = ("owner_map", "grad_cam", "cam", "coarse_map", "guided_grad_cam", "gradient", "guided_backprop", "deconvnet")
 FILTERS = "filters"
 

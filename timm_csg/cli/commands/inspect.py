@@ -8,8 +8,8 @@ import json
 from timm_csg.cli.options import add_plugin_argument
 from timm_csg.cli.terminal import make_console
 
-SUMMARY = "say what this package finds in a model: last stage, head, mechanisms, explanations, owners of filters"
-DESCRIPTION = "Say what this package finds in a model. Of a timm name no weights are downloaded or made."
+SUMMARY = "show what this package finds in a model: last stage, head, mechanisms, explanations, owners of filters"
+DESCRIPTION = "Show what this package finds in a model. For a timm name, no weights are downloaded or allocated."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,10 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Inspect every model that is named, and print.
+    """Inspect every named model, and print.
 
     Raises:
-        ValueError: If there is no such model.
+        ValueError: If the model does not exist.
     """
     from timm_csg.cli.inspect import inspect
     from timm_csg.cli.inspect_view import inspection_view

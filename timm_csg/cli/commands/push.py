@@ -14,8 +14,10 @@ DESCRIPTION = "Push a folder made by timm-csg train or save_pretrained to the Hu
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("folder", type=path, help="checkpoint folder, or folder of a timm-csg train run")
-    parser.add_argument("repo_id", metavar="user/name", help="repository; made if it does not exist")
-    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("repo_id", metavar="user/name", help="repository; created if need be")
+    parser.add_argument(
+        "--private", action="store_true", default=None, help="if the repository is new, make it private"
+    )
     parser.add_argument("--revision", help="branch to push to (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of pushing to main")
     parser.add_argument("--message", help="first line of the commit")
@@ -23,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Push, and say where it went.
+    """Push, and print the address.
 
     Raises:
-        CheckpointError: If the folder holds no whole checkpoint.
+        CheckpointError: If the folder holds no complete checkpoint.
         HubError: If the Hub cannot be reached or refuses.
     """
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from timm_csg.pushing import push_folder
 
     console = make_console()
-    disable_propagation()  # it prints by itself, so that our log would say everything twice
+    disable_propagation()  # it prints by itself, so our log would repeat everything
     if args.quiet or not console.is_terminal:
         disable_progress_bars()
     commit = push_folder(

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, print the table, and say where the run is."""
+    """Train, print the table and the run folder."""
     from timm_csg.cli.checkpoints import import_plugins
     from timm_csg.cli.display import result_table, verdicts
     from timm_csg.cli.runs import gone_if_empty
@@ -84,6 +84,6 @@ def _stopped(stop: KeyboardInterrupt, output: Path) -> Stopped:
     from timm_csg.cli.runs import RunFolder
 
     if not RunFolder(output).settings_file.is_file():
-        return Stopped.after(stop, "the training had not begun.")
-    models = "the last whole epoch is on disk" if is_several() else f"models so far are in {output}/*/model"
+        return Stopped.after(stop, "training had not started.")
+    models = "the last complete epoch is saved" if is_several() else f"models so far are in {output}/*/model"
     return Stopped.after(stop, f"{models}; continue with: timm-csg train --resume {output}")
