@@ -205,7 +205,8 @@ NUMBERS = (
         "low",
         "class\nw/o",
         "accuracy of a class without its own filters",
-        gauge=Gauge(
+        "w/o: accuracy of a class without its own filters; others: of the other classes meanwhile.",
+        Gauge(
             "A class without its own filters",
             "Share of a class's images that are still recognised with its filters switched off, averaged over classes. "
             "Meanwhile {other_classes:.1%} of the other classes' images are recognised.",

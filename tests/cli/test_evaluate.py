@@ -328,3 +328,10 @@ def test_interrupted_evaluation_keeps_the_finished_models(checkpoints, data, tmp
     monkeypatch.setattr(module, "write_tables", interrupt)
     assert run(checkpoints[:2], data, "--metrics", "accuracy", "--output", tmp_path / "out") == 130
     assert list(json.loads((tmp_path / "out" / "metrics.json").read_text())["checkpoints"]) == ["standard"]
+
+
+def test_every_group_of_the_table_is_explained_below_it(results):
+    text = " ".join(text_of(results, 120).split())
+    for said in ("MIS: what a filter tells", "density: mean gate, at least 1 / classes = 0.333", "attack strengths in"):
+        assert said in text
+    assert "Removal hides a class: other filters can still know it." in text

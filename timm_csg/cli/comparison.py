@@ -55,7 +55,7 @@ def comparison(results: dict[str, Any], width: int) -> Group:
         blocks[-1][name] = cells
     data = f"{results['images']:,} images of {results['data']} ({results['split']})"
     title = Text(f"{data}, {len(results['classes']):,} classes", style="bold")
-    return Group(title, *(_table(lines, block) for block in blocks), _notes(results, lines))
+    return Group(title, *(_table(lines, block) for block in blocks), _notes(results))
 
 
 def _lines(results: dict[str, Any]) -> Iterator[_Line]:
@@ -101,12 +101,13 @@ def _cell(line: _Line, index: int, model: dict[str, Any]) -> Text:
     return Text(f"*{text}", style="bold") if is_best else Text(text)
 
 
-def _notes(results: dict[str, Any], lines: Sequence[_Line]) -> Text | Group:
+def _notes(results: dict[str, Any]) -> Text | Group:
     models = results["checkpoints"].values()
     judged = Text("\n".join(verdicts(results["checkpoints"])))
     bound = max((model.get("mutual_information_bound") or 0.0 for model in models), default=0.0)
     facts = {"mutual_information_bound": bound, "least_density": 1 / max(1, len(results["classes"]))}
-    said = notes({line.number.key for line in lines}, facts)
+    keys = [number.key for number in NUMBERS if number.group in results["metrics"]]
+    said = notes({key for key in keys if any(model.get(key) is not None for model in models)}, facts)
     if len(models) > 1:
         said.insert(0, "* the best of these models.")
     if any(model.get("gated_accuracy_uses_labels") for model in models):
