@@ -46,11 +46,22 @@ def cam_localisation(
         >>> cam_localisation(model, loader, torch.tensor([[8.0, 8.0, 40.0, 40.0]] * 2)).counts
         tensor([1, 1])
     """
-    scores, classes, seen = [], [], []
-    for images, targets, masks in batches(loader, objects):
+
+    def score(images: Tensor, targets: Tensor, masks: Tensor) -> Tensor:
         heat = cam(model, images, targets).float()
         lowest = heat.flatten(1).topk(int(heat[0].numel() * share)).values[:, -1, None, None]
-        scores.append(overlap((heat >= lowest).cpu(), masks))
+        return overlap((heat >= lowest).cpu(), masks)
+
+    return scored(score, loader, objects, progress)
+
+
+def scored(
+    score: Callable[[Tensor, Tensor, Tensor], Tensor], loader: Loader, objects: Tensor, progress: Progress
+) -> Localisation:
+    """Summary of the scores [batch] that a function gives to images, class indices and object masks."""
+    scores, classes, seen = [], [], []
+    for images, targets, masks in batches(loader, objects):
+        scores.append(score(images, targets, masks))
         classes.append(targets)
         seen.append(masks.flatten(1).any(dim=1))
         if progress is not None:

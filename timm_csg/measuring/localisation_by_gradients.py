@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_csg.measuring.localisation import Loader, Progress, batches
-from timm_csg.metrics.localisation import Localisation, per_image
+from timm_csg.measuring.localisation import Loader, Progress, batches, scored
+from timm_csg.metrics.localisation import Localisation
 from timm_csg.metrics.regions import overlap
 from timm_csg.running import evaluating
 from timm_csg.stage import seen_maps
@@ -53,26 +53,23 @@ def gradmap(
     """
     strongest = _strongest_filters(model, loader, objects, filters_per_class)
     device = next(model.parameters()).device
-    scores, classes, seen = [], [], []
+
+    def score(images: Tensor, targets: Tensor, masks: Tensor) -> Tensor:
+        images = images.to(device).requires_grad_()
+        with torch.enable_grad():
+            means = seen_maps(model, images).flatten(2).mean(dim=2)
+            chosen = means.gather(1, strongest[targets].to(device)).sum(dim=0)
+        blur_y, blur_x = (_blur(side, sigma, device) for side in images.shape[2:])
+        total = torch.zeros(len(images))
+        for index in range(len(chosen)):
+            (gradient,) = torch.autograd.grad(chosen[index], images, retain_graph=index + 1 < len(chosen))
+            length = gradient.float().norm(dim=1)
+            length = length / length.square().mean(dim=(1, 2), keepdim=True).sqrt()
+            total += overlap((blur_y @ length @ blur_x.T > threshold).cpu(), masks)
+        return total / len(chosen)
+
     with evaluating(model):
-        for images, targets, masks in batches(loader, objects):
-            images = images.to(device).requires_grad_()
-            with torch.enable_grad():
-                means = seen_maps(model, images).flatten(2).mean(dim=2)
-                chosen = means.gather(1, strongest[targets].to(device)).sum(dim=0)
-            blur_y, blur_x = (_blur(side, sigma, device) for side in images.shape[2:])
-            total = torch.zeros(len(images))
-            for index in range(len(chosen)):
-                (gradient,) = torch.autograd.grad(chosen[index], images, retain_graph=index + 1 < len(chosen))
-                length = gradient.float().norm(dim=1)
-                length = length / length.square().mean(dim=(1, 2), keepdim=True).sqrt()
-                total += overlap((blur_y @ length @ blur_x.T > threshold).cpu(), masks)
-            scores.append(total / len(chosen))
-            classes.append(targets)
-            seen.append(masks.flatten(1).any(dim=1))
-            if progress is not None:
-                progress(len(targets))
-    return per_image(torch.cat(scores), torch.cat(classes), torch.cat(seen))
+        return scored(score, loader, objects, progress)
 
 
 @torch.no_grad()
