@@ -63,16 +63,15 @@ def evaluate(
     Args:
         checkpoints: Folders made by ``save_pretrained``, plain timm folders, Hub repositories, timm names; the folder
             of a ``timm-csg train`` run stands for every model in it.
-        groups: As ``landmarks``, ``boxes``, ``attacks``, ``eps``, ``attack_images`` and ``seed``: of
-            ``timm_csg.measuring.measure``.
-        landmarks: See ``groups``.
-        boxes: See ``groups``.
-        attacks: See ``groups``.
-        eps: See ``groups``.
-        attack_images: See ``groups``.
+        groups: What is measured, as in ``timm_csg.measuring.measure``; so the options up to ``attack_images``.
+        landmarks: As in ``measure``.
+        boxes: As in ``measure``.
+        attacks: As in ``measure``.
+        eps: As in ``measure``.
+        attack_images: As in ``measure``.
         output: Folder for ``metrics.json``, tables and figures; None: nothing is written.
         plugins: Python files or modules to import first, for example one that registers a model.
-        seed: See ``groups``.
+        seed: As in ``measure``.
         console: For progress; None: the terminal.
         quiet: No progress.
         **data_options: ``data``, ``data_dir``, ``val_split``, ``img_size``, ``batch_size``, ``device``, ... as in
