@@ -257,7 +257,8 @@ def head_on_pooled(model: nn.Module, responses: Tensor, logits: Tensor) -> HeadO
     """
     head = HeadOnPooled(model)
     try:
-        found = head.forward_head(head.forward_features(responses)).cpu()
+        with in_eval_mode(model):
+            found = head.forward_head(head.forward_features(responses)).cpu()
     except _REFUSALS:
         return None
     fits = found.shape == logits.shape and torch.allclose(found, logits, rtol=1e-3, atol=1e-3)

@@ -5,10 +5,12 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 import timm_csg
 from timm_csg import measuring, metrics
 from timm_csg.cli.display import result_table
+from timm_csg.head import head_on_pooled
 from timm_csg.measuring.measures import CLASS_COLUMNS, FILTER_COLUMNS, MEASURES
 from timm_csg.numbers import GROUPS, NUMBERS, SUMMARY, notes
 from timm_csg.plots.reporting.words import measures
@@ -160,3 +162,37 @@ def test_owner_purity_is_that_of_a_loop_over_filters():
         order = sorted(range(30), key=lambda image: -features[image, index])[:9]
         hits += [int(targets[image]) == int(owners[index]) for image in order]
     assert metrics.owner_purity(features, targets, owners) == pytest.approx(sum(hits) / len(hits))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit"])
+def test_a_model_in_training_is_measured_as_at_inference_and_left_as_found(make_model, loader, name):
+    keys = ["accuracy", "ablation", "similarity"]
+    model = make_model(name, drop_rate=0.5)
+    expected = measuring.measure(model, loader, keys, most_passes=50).numbers
+    model.train()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    assert measuring.measure(model, loader, keys, most_passes=1).numbers.keys() == expected.keys()
+    assert measuring.measure(model, loader, keys, most_passes=50).numbers == pytest.approx(expected, nan_ok=True)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+class NormedHead(nn.Module):
+    """A head with statistics of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.fc = nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward_head(self, features):
+        return self.fc(self.norm(features.mean(dim=(2, 3))))
+
+
+def test_a_head_in_training_is_tried_at_inference_and_keeps_its_statistics():
+    model, responses = NormedHead().eval(), torch.rand(8, 6)
+    with torch.no_grad():
+        logits = model.forward_head(responses[:, :, None, None])
+    head = head_on_pooled(model.train(), responses, logits)
+    assert head is not None
+    assert model.training
+    assert model.norm.running_mean.eq(0).all()

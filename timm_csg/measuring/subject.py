@@ -15,6 +15,7 @@ from timm_csg.head import HeadOnPooled, find_linear_head, head_on_pooled
 from timm_csg.measuring.ablating import ablate
 from timm_csg.measuring.collecting import Activations
 from timm_csg.model import is_differentiated
+from timm_csg.running import evaluating
 
 _BATCH = 256
 Found = TypeVar("Found")
@@ -114,8 +115,11 @@ class Subject:
     def _is_linear(self) -> bool:
         """Whether one product serves all classes when filters are removed."""
         head = self.pooled_head
-        maps = None if head is None else head.forward_features(self.seen.features[:64])
-        return maps is not None and find_linear_head(head, maps) is not None
+        if head is None:
+            return False
+        with evaluating(head):
+            some = self.seen.features[:64].to(next(head.parameters()).device)
+            return find_linear_head(head, head.forward_features(some)) is not None
 
     @cached_property
     def verdict(self) -> metrics.Verdict | None:
