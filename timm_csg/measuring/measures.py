@@ -40,7 +40,7 @@ def _score_interval(subject: Subject) -> list[float] | None:
 
 
 def _of_gate(function: Callable[[Tensor], Tensor]) -> Measure:
-    return lambda subject: None if subject.gate is None else function(subject.gate).double().mean()
+    return lambda subject: None if subject.gate is None else function(subject.gate)
 
 
 def _with_mutual(function: Callable[[Tensor, Tensor], Tensor | float]) -> Measure:
@@ -104,9 +104,9 @@ MEASURES: dict[str, Measure] = {
     "mutual_information_score": lambda s: metrics.mutual_information_score(s.mutual),
     "mutual_information_score_interval": _score_interval,
     "mutual_information_bound": lambda s: metrics.mutual_information_bound(s.seen.targets, s.num_classes).max(),
-    "gate_density": lambda s: None if s.gate is None else metrics.gate_density(s.gate),
-    "gate_binarity": lambda s: None if s.gate is None else metrics.binarity(s.gate),
-    "classes_per_filter": _of_gate(metrics.classes_per_filter),
+    "gate_density": _of_gate(metrics.gate_density),
+    "gate_binarity": _of_gate(metrics.binarity),
+    "classes_per_filter": _of_gate(lambda gate: metrics.classes_per_filter(gate).double().mean()),
     "owner_agreement": _with_mutual(metrics.owner_agreement),
     "chance_agreement": _with_mutual(metrics.chance_agreement),
     "purity": lambda s: _of_owned(s, s.once(_purity)),
@@ -171,7 +171,7 @@ CLASS_COLUMNS: tuple[tuple[str, str, Measure], ...] = (
         lambda s: metrics.mutual_information_bound(s.seen.targets, s.num_classes),
     ),
     ("filters", "gate", lambda s: s.owned.sum(dim=1)),
-    ("density", "gate", lambda s: None if s.gate is None else s.gate.mean(dim=1)),
+    ("density", "gate", _of_gate(lambda gate: gate.mean(dim=1))),
     ("accuracy_without_its_filters", "ablation", lambda s: _after(s.removal)),
     ("accuracy_with_only_its_filters", "ablation", lambda s: _after(s.isolation)),
     ("location_instability", "parts", lambda s: s.once(instability).per_class),
@@ -186,8 +186,8 @@ FILTER_COLUMNS: tuple[tuple[str, str, Measure], ...] = (
     ("selectivity", "information", lambda s: metrics.mutual_information_per_filter(s.mutual).selectivity),
     ("owner", "gate", lambda s: s.owners),
     ("purity", "gate", lambda s: s.once(_purity)),
-    ("strength", "gate", lambda s: None if s.gate is None else s.gate.amax(dim=0)),
-    ("classes", "gate", lambda s: None if s.gate is None else metrics.classes_per_filter(s.gate)),
+    ("strength", "gate", _of_gate(lambda gate: gate.amax(dim=0))),
+    ("classes", "gate", _of_gate(metrics.classes_per_filter)),
     ("location_instability", "parts", lambda s: _own_class(s, s.once(instability))),
     ("part_interpretability", "parts", lambda s: _own_class(s, s.once(interpretability))),
 )
