@@ -47,6 +47,7 @@ LEVELS = {
     "timm_csg.explain": 3,
     "timm_csg.explained": 4,
     "timm_csg.export": 5,
+    "timm_csg.judging": 3,
     "timm_csg.hub_errors": 3,
     "timm_csg.hub": 5,
     "timm_csg.pushing": 6,

@@ -10,6 +10,7 @@ from timm_csg.version import __version__
 
 if TYPE_CHECKING:
     from timm_csg import explain as explain
+    from timm_csg import judging as judging
     from timm_csg import measuring as measuring
     from timm_csg import metrics as metrics
     from timm_csg import plots as plots
@@ -89,7 +90,7 @@ __all__ = [
     "save_pretrained",
     "undifferentiate",
 ]
-_MODULES = ("explain", "measuring", "metrics", "plots", "recipes")
+_MODULES = ("explain", "judging", "measuring", "metrics", "plots", "recipes")
 # The modules that the names above come from.
 _NAMES = {
     "adaptation": ("Adaptation", "adapt"),
