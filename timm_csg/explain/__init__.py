@@ -4,6 +4,7 @@ Every function takes plain and differentiated timm models. Where a method does n
 """
 
 from timm_csg.explain.class_maps import Normalised, cam, coarse_map, grad_cam, guided_grad_cam, normalise, owner_map
+from timm_csg.explain.evidence import evidence_map
 from timm_csg.explain.factors import factor_activation_map, factor_maps
 from timm_csg.explain.filters import (
     ClassFilters,
@@ -31,6 +32,7 @@ __all__ = [
     "coarse_map",
     "contrast",
     "deconvnet",
+    "evidence_map",
     "explain_prediction",
     "factor_activation_map",
     "factor_maps",

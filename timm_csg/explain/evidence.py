@@ -1,0 +1,54 @@
+"""The map of a class's evidence: what each place adds to the gated logit, against what pictures give on average."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from timm_csg.explain._grid import to_maps
+from timm_csg.explain._run import Targets, borrowed, picked, readable, resized, run_stage
+from timm_csg.explain.class_maps import _gradient_maps
+from timm_csg.mechanisms.assigned import AssignedFilters
+from timm_csg.model import is_differentiated
+
+
+def evidence_map(model: nn.Module, images: Tensor, targets: Targets = None, *, upsample: bool = True) -> Tensor:
+    """Where the filters that a class owns respond more than they do on average, and where less.
+
+    M_c(x, y) = mean over the class's own filters k of scale_k (A_k(x, y) - mean_k) / deviation_k, divided by the number
+    of positions: what the gated path of assigned filters adds up. **The sum of the map over the grid, plus the class's
+    bias, is exactly the gated logit.** CAM and Grad-CAM leave constants out, so that a filter's idle response counts as
+    evidence everywhere; here it is subtracted, and a place with less than the average speaks against the class.
+
+    Args:
+        model: A model with assigned filters whose features form a grid; left as found.
+        images: [batch, channels, height, width], normalised as in training.
+        targets: Class indices [batch], or one index for all images; None: the class predicted by the standard path.
+        upsample: Bilinear, to the size of the images; otherwise on the grid of the stage, where the sum holds.
+
+    Returns:
+        [batch, height, width], logit units, signed, not normalised.
+
+    Raises:
+        TypeError: If the model is not a timm classifier, or images or targets have the wrong type.
+        ValueError: If the model has no assigned filters, or its features are tokens without a grid.
+
+    Example:
+        >>> import timm, torch, timm_csg
+        >>> model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=2))
+        >>> evidence_map(model, torch.zeros(1, 3, 64, 64), upsample=False).shape
+        torch.Size([1, 2, 2])
+    """
+    with borrowed(model) as inner:
+        parts = inner.mechanism.modules() if is_differentiated(inner) else ()
+        assigned = next((part for part in parts if isinstance(part, AssignedFilters)), None)
+        if assigned is None:
+            raise ValueError(
+                f"{type(inner).__name__} has no assigned filters, whose averages the map is measured against; use "
+                "explain.grad_cam, or differentiate() and train with mechanism='assigned'."
+            )
+        run = run_stage(inner, images, targets, "gated")
+        maps = (_gradient_maps(inner, run, images) * to_maps(inner, run.features, images)).sum(dim=1)
+        logit = picked(run.logits, run.targets) - assigned.bias[run.targets]
+        rest = logit - maps.sum(dim=(1, 2))  # the averages
+        maps = readable(maps + rest[:, None, None] / maps[0].numel())
+        return resized(maps[:, None], images).squeeze(1) if upsample else maps
