@@ -72,7 +72,7 @@ def animals(args: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor, Tensor
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--set", choices=["cifar10", "animals"], required=True)
-    parser.add_argument("--data", required=True, help="cifar10.npz, or the folder of the animals' train.tar and test.tar")
+    parser.add_argument("--data", required=True, help="cifar10.npz, or the folder of train.tar and test.tar")
     parser.add_argument("--weights", required=True, help="of the standard ResNet20, or of the pretrained MobileNetV2")
     parser.add_argument("--checkpoint", help="the fine-tuned ResNet20")
     parser.add_argument("--cache", help="file of the animals' frozen features")

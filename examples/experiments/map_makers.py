@@ -15,7 +15,11 @@ from torch.nn import functional as F
 
 from timm_csg import explain, is_differentiated, judging
 
-LAYERS = {"ResNet": "layer3", "CifarResNet": "layer3", "EfficientNet": "bn2"}  # the last maps, which others must be told
+LAYERS = {
+    "ResNet": "layer3",
+    "CifarResNet": "layer3",
+    "EfficientNet": "bn2",
+}  # the last maps, which other packages ask for
 
 
 def last_layer(model: nn.Module) -> str:
@@ -39,7 +43,7 @@ def captum_pixels(name, options, model, images, targets):
 
 
 def captum_layer(model, images, targets):
-    """captum's Grad-CAM, up-sampled."""
+    """Captum's Grad-CAM, up-sampled."""
     layer = model.get_submodule(last_layer(model))
     found = captum.attr.LayerGradCam(model, layer).attribute(images, targets, relu_attributions=True)
     return F.interpolate(found.detach(), images.shape[-2:], mode="bilinear")[:, 0]
