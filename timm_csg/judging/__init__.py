@@ -6,6 +6,7 @@ left as found.
 """
 
 from timm_csg.judging.baselines import centre_map, edge_map, noise_map
+from timm_csg.judging.filters import judge_diversity, judge_filters
 from timm_csg.judging.grid import Grids, grid_pointing_game, make_grids
 from timm_csg.judging.inside import energy_inside, plausibility, pointing_game
 from timm_csg.judging.parts import part_consistency, part_hits, part_stability
@@ -26,6 +27,8 @@ __all__ = [
     "grid_pointing_game",
     "insertion",
     "judge",
+    "judge_diversity",
+    "judge_filters",
     "make_grids",
     "map_similarity",
     "noise_map",

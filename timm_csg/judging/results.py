@@ -42,9 +42,8 @@ def judged(values: Tensor, chance: Tensor | float) -> Judged:
     """
     if bool(values.isnan().all()):
         raise ValueError("no picture can be judged: there is no object in any of them; check boxes or masks.")
-    values = values.detach().float().cpu()
     by_chance = float(chance.double().nanmean()) if isinstance(chance, Tensor) else chance
-    return Judged(float(values.double().nanmean()), by_chance, values)
+    return Judged(float(values.double().nanmean()), by_chance, values.detach().float().cpu())
 
 
 def of_another_picture(maps: Tensor) -> Tensor:
