@@ -6,6 +6,7 @@ left as found.
 """
 
 from timm_csg.judging.baselines import centre_map, edge_map, noise_map
+from timm_csg.judging.encoding import embed
 from timm_csg.judging.filters import judge_diversity, judge_filters
 from timm_csg.judging.grid import Grids, grid_pointing_game, make_grids
 from timm_csg.judging.inside import energy_inside, plausibility, pointing_game
@@ -23,6 +24,7 @@ __all__ = [
     "centre_map",
     "deletion",
     "edge_map",
+    "embed",
     "energy_inside",
     "grid_pointing_game",
     "insertion",

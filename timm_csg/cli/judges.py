@@ -1,0 +1,200 @@
+"""``timm-csg evaluate --explanations`` and ``--encoder``: judges of maps and of filters on a model's pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from timm_csg import explain, judging
+from timm_csg.head import effective_weight, find_classifier
+from timm_csg.judging.maps import Explain
+
+_logger = logging.getLogger(__name__)
+_BATCH, _MOST_MAPS = 32, 400  # pictures at a time; pictures whose maps of all filters are looked at
+_LABELS = {
+    "grid_2x2": "grid 2x2",
+    "grid_3x3": "grid 3x3",
+    "deletion": "deletion ↓",
+    "insertion": "insertion",
+    "pointing_game": "pointing",
+    "energy_inside": "energy",
+    "plausibility": "plausible",
+    "stability": "stable",
+    "weight_randomisation": "weights ↓",
+    "random_logit": "class ↓",
+}
+Tick = Callable[[int], None]
+
+
+def strongest_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Largest absolute gradient over colours."""
+    return explain.gradient(model, images, targets).abs().amax(dim=1)
+
+
+MAPS: dict[str, Explain] = {
+    "evidence_map": explain.evidence_map,
+    "cam": explain.cam,
+    "grad_cam": explain.grad_cam,
+    "coarse_map": explain.coarse_map,
+    "gradient": strongest_gradient,
+    "centre": judging.centre_map,
+    "edges": judging.edge_map,
+    "noise": judging.noise_map,
+}
+
+
+def judge_explanations(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    boxes: Tensor | None = None,
+    total: int,
+    images: int = 200,
+    seed: int = 0,
+    tick: Tick = lambda images: None,
+) -> dict[str, dict[str, Any]]:
+    """Every map that the model has, and three that know nothing, under every judge that can judge here.
+
+    Args:
+        model: In eval mode; left as found.
+        loader: Yields (images, class indices), in the same order every time.
+        boxes: Of the objects in pixels of the images [total, 4], for three more judges.
+        total: Pictures that the loader yields.
+        images: Pictures that are judged, at most, spread evenly.
+        seed: Of everything random.
+        tick: Called with the number of pictures after each map.
+
+    Returns:
+        By map and judge: ``score``, ``chance``, ``standard_error``.
+    """
+    rows = torch.linspace(0, total - 1, min(images, total)).round().long()
+    pictures, targets = chosen_pictures(loader, rows)
+    objects = None if boxes is None or bool(boxes[rows].isnan().any(dim=1).all()) else boxes[rows]
+    found: dict[str, dict[str, Any]] = {}
+    for name, maker in MAPS.items():
+        try:
+            maker(model, pictures[:1].to(next(model.parameters()).device), targets[:1])
+        except ValueError as error:  # no grid, no linear head, no owners
+            _logger.info("%s: %s", name, error)
+            continue
+        found[name] = {
+            judge: {"score": one.score, "chance": one.chance, "standard_error": one.standard_error}
+            for judge, one in _judged(maker, model, pictures, targets, objects, seed).items()
+        }
+        tick(len(pictures))
+    return found
+
+
+def judge_the_filters(
+    model: Any,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    features: Tensor,
+    targets: Tensor,
+    predicted: Tensor,
+    num_classes: int,
+    *,
+    used: Tensor,
+    encoder: str | None = None,
+    normalisation: tuple[list[float] | None, list[float] | None] = (None, None),
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """The numbers of filters with their floors: ``score`` and ``floor`` by name.
+
+    Args:
+        model: In eval mode; left as found.
+        loader: Yields the pictures of ``features``, in their order.
+        features: Pooled responses [samples, filters].
+        targets: [samples].
+        predicted: Classes that the model says [samples], for SID@5.
+        num_classes: Number of classes.
+        used: Which filters have an owner, bool [filters].
+        encoder: Name of a timm model for MonoScore; None: no MonoScore.
+        normalisation: Mean and deviation of the loader's images.
+        seed: Of the shuffling.
+    """
+    embeddings = None
+    if encoder is not None:
+        network = timm.create_model(encoder, pretrained=True, num_classes=0)
+        mean, std = normalisation
+        embeddings = judging.embed(network.to(next(model.parameters()).device), loader, mean=mean, std=std)
+    found = judging.judge_filters(features, targets, num_classes, used=used, embeddings=embeddings, seed=seed)
+    diversity = _diversity(model, loader, predicted, seed)
+    found |= {} if diversity is None else {"sid5": diversity}
+    return {name: {"score": one.score, "floor": one.chance} for name, one in found.items()}
+
+
+def chosen_pictures(loader: Iterable[tuple[Tensor, Tensor]], rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The pictures of some rows and their classes, on the CPU."""
+    wanted, start = set(rows.tolist()), 0
+    kept: list[tuple[Tensor, Tensor]] = []
+    for images, targets in loader:
+        here = [index for index in range(len(targets)) if start + index in wanted]
+        kept.append((images[here].cpu(), targets[here].cpu()))
+        start += len(targets)
+    images, targets = (torch.cat(column) for column in zip(*kept, strict=True))
+    return images, targets
+
+
+def explanations_table(results: dict[str, Any]) -> Table | None:
+    """Scores of all maps of all models, those of chance behind them; None if no map was judged."""
+    by_model = {label: found["explanations"] for label, found in results["checkpoints"].items() if _has(found)}
+    if not by_model:
+        return None
+    judges = [name for name in _LABELS if any(name in one for maps in by_model.values() for one in maps.values())]
+    table = Table("model", "map", *(_LABELS[name] for name in judges), title="maps, judged (chance in brackets)")
+    for label, maps in by_model.items():
+        for name, answers in maps.items():
+            cells = [_cell(answers.get(judge)) for judge in judges]
+            table.add_row(label, name, *cells)
+    return table
+
+
+def _has(found: dict[str, Any]) -> bool:
+    return bool(found.get("explanations"))
+
+
+def _cell(answer: dict[str, float] | None) -> str:
+    return "–" if answer is None else f"{answer['score']:.2f} ({answer['chance']:.2f})"
+
+
+def _judged(
+    maker: Explain, model: nn.Module, images: Tensor, targets: Tensor, objects: Tensor | None, seed: int
+) -> dict[str, judging.Judged]:
+    """All judges; a grid that cannot be built is left out, and why is logged."""
+    ask = partial(judging.judge, maker, model, images, targets, objects=objects, batch_size=_BATCH, seed=seed)
+    found = {}
+    for name, cells in (("grid_2x2", 4), ("grid_3x3", 9)):
+        if len(targets.unique()) < cells:
+            continue
+        try:
+            found |= ask(judges=[name])
+        except (ValueError, RuntimeError, AssertionError) as error:  # unsure models; those of a fixed input size
+            _logger.info("%s: %s", name, error)
+    others = [name for name in judging.JUDGES if not name.startswith("grid")]
+    if objects is None:
+        others = [name for name in others if name not in ("pointing_game", "energy_inside", "plausibility")]
+    return found | ask(judges=others)
+
+
+def _diversity(model: Any, loader: Iterable[tuple[Tensor, Tensor]], predicted: Tensor, seed: int) -> Any:
+    """SID@5 of the filters with the largest weights for the predicted class; None where a head has no such weights."""
+    rows = torch.linspace(0, len(predicted) - 1, min(_MOST_MAPS, len(predicted))).round().long()
+    images, _ = chosen_pictures(loader, rows)
+    try:
+        weight = effective_weight(find_classifier(model))[0]
+        device = next(model.parameters()).device
+        maps = torch.cat([explain.filter_maps(model, some.to(device), upsample=False) for some in images.split(_BATCH)])
+        if weight.shape[1] != maps.shape[1]:
+            return None
+    except ValueError as error:  # tokens without a grid
+        _logger.info("sid5: %s", error)
+        return None
+    best = weight.topk(min(5, weight.shape[1]), dim=1).indices
+    return judging.judge_diversity(maps, best, predicted[rows], seed=seed)
