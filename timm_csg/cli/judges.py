@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from timm_csg import explain, judging
+from timm_csg.cli.measures_optional import read_for
 from timm_csg.head import effective_weight, find_classifier
 from timm_csg.judging.maps import Explain
 
@@ -142,26 +143,59 @@ def chosen_pictures(loader: Iterable[tuple[Tensor, Tensor]], rows: Tensor) -> tu
     return images, targets
 
 
-def explanations_table(results: dict[str, Any]) -> Table | None:
-    """Scores of all maps of all models, those of chance behind them; None if no map was judged."""
-    by_model = {label: found["explanations"] for label, found in results["checkpoints"].items() if _has(found)}
-    if not by_model:
-        return None
-    judges = [name for name in _LABELS if any(name in one for maps in by_model.values() for one in maps.values())]
-    table = Table("model", "map", *(_LABELS[name] for name in judges), title="maps, judged (chance in brackets)")
-    for label, maps in by_model.items():
-        for name, answers in maps.items():
-            cells = [_cell(answers.get(judge)) for judge in judges]
-            table.add_row(label, name, *cells)
-    return table
+def tables(results: dict[str, Any]) -> Iterator[Table]:
+    """Of the maps and filters that were judged: the scores of all models, behind them what chance has."""
+    models = results["checkpoints"]
+    if any(found.get("explanations") for found in models.values()):
+        judges = [name for name in _LABELS if any(name in one for found in models.values() for one in _maps(found))]
+        table = Table(
+            "model", "map", *(_LABELS[name] for name in judges), title="explanation maps (chance in brackets)"
+        )
+        for label, found in models.items():
+            for name, answers in found["explanations"].items():
+                table.add_row(label, name, *(_cell(answers.get(judge), "chance") for judge in judges))
+        yield table
+    if any(found.get("filters_judged") for found in models.values()):
+        names = list(dict.fromkeys(name for found in models.values() for name in found["filters_judged"]))
+        table = Table("model", *names, title="filters (with shuffled labels in brackets)")
+        for label, found in models.items():
+            table.add_row(label, *(_cell(found["filters_judged"].get(name), "floor") for name in names))
+        yield table
 
 
-def _has(found: dict[str, Any]) -> bool:
-    return bool(found.get("explanations"))
+def judge_subject(subject: Any, explanations: int, filters: bool, encoder: str | None) -> dict[str, Any]:
+    """What metrics.json holds of a measured model under ``explanations`` and ``filters_judged``."""
+    model, loader, seen = subject.model, subject.loader, subject.seen
+    found: dict[str, Any] = {}
+    if explanations:
+        path = subject.options.get("boxes")
+        boxes = read_for(subject, path).object_boxes() if path else None
+        total, seed = len(seen.targets), subject.seed
+        found["explanations"] = judge_explanations(
+            model, loader, boxes=boxes, total=total, images=explanations, seed=seed, tick=subject.tick
+        )
+    if filters or encoder:
+        found["filters_judged"] = judge_the_filters(
+            model,
+            loader,
+            seen.features,
+            seen.targets,
+            seen.logits.argmax(dim=1),
+            subject.num_classes,
+            used=subject.owned.any(dim=0),
+            encoder=encoder,
+            normalisation=subject.normalisation,
+            seed=subject.seed,
+        )
+    return found
 
 
-def _cell(answer: dict[str, float] | None) -> str:
-    return "–" if answer is None else f"{answer['score']:.2f} ({answer['chance']:.2f})"
+def _maps(found: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    return (found.get("explanations") or {}).values()
+
+
+def _cell(answer: dict[str, float] | None, floor: str) -> str:
+    return "–" if answer is None else f"{answer['score']:.2f} ({answer[floor]:.2f})"
 
 
 def _judged(

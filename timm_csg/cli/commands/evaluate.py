@@ -38,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attacks", type=names, default=[], metavar="A,B", help="fgsm, pgd: adds 'adversarial', slow")
     parser.add_argument("--eps", type=_numbers, default=[2.0, 8.0], metavar="A,B", help="attack strengths of 255 (2,8)")
     parser.add_argument("--attack-images", type=int, default=500, help="images that are attacked (default: 500)")
+    parser.add_argument("--explanations", action="store_true", help="judge explanation maps, with --boxes in boxes too")
+    parser.add_argument("--explanation-images", type=int, default=200, metavar="N", help="on so many images (200)")
+    parser.add_argument("--filters", action="store_true", help="judge filters, beside the values of shuffled labels")
+    parser.add_argument("--encoder", metavar="NAME", help="timm model for MonoScore; with --filters")
     parser.add_argument("--seed", type=int, default=0, help="seed of estimates, splits and attacks (default: 0)")
     parser.add_argument("--json", action="store_true", help="print metrics.json instead of the table")
     add_checkpoint_arguments(parser)
@@ -47,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table, and say where the files are."""
     from timm_csg.cli.comparison import comparison
     from timm_csg.cli.evaluate import evaluate, short_name
+    from timm_csg.cli.judges import tables
     from timm_csg.cli.runs import free_folder, gone_if_empty
 
     console = make_console()
@@ -63,6 +68,9 @@ def run(args: argparse.Namespace) -> int:
                 attacks=args.attacks,
                 eps=args.eps,
                 attack_images=args.attack_images,
+                explanations=_pictures(args),
+                filters=args.filters,
+                encoder=args.encoder,
                 output=output,
                 plugins=args.plugin,
                 seed=args.seed,
@@ -76,8 +84,17 @@ def run(args: argparse.Namespace) -> int:
         console.print(json.dumps(results, indent=2), soft_wrap=True)
         return 0
     console.print(comparison(results, console.width))
+    for table in tables(results):
+        console.print(table)
     console.print(f"results: {output}", soft_wrap=True)
     return 0
+
+
+def _pictures(args: argparse.Namespace) -> int:
+    """On how many images maps are judged."""
+    if args.explanation_images < 1:
+        raise ValueError(f"--explanation-images must be at least 1, but is {args.explanation_images}.")
+    return args.explanation_images if args.explanations else 0
 
 
 def _numbers(text: str) -> list[float]:
