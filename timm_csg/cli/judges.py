@@ -203,7 +203,7 @@ def _judged(
 ) -> dict[str, judging.Judged]:
     """All judges; a grid that cannot be built is left out, and why is logged."""
     ask = partial(judging.judge, maker, model, images, targets, objects=objects, batch_size=_BATCH, seed=seed)
-    found = {}
+    found: dict[str, judging.Judged] = {}
     for name, cells in (("grid_2x2", 4), ("grid_3x3", 9)):
         if len(targets.unique()) < cells:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -78,16 +79,14 @@ def judge_filters(
         targets=targets[order], embeddings=None if embeddings is None else embeddings[order.to(embeddings.device)]
     )
     count = min(count, len(targets))
-    measures = {
+    measures: dict[str, Callable[[_Given], Tensor]] = {
         "purity": lambda given: purity(given.features, given.targets, given.num_classes, count=count),
         "class_independence": lambda given: class_independence(given.features, given.targets, given.num_classes),
     }
     if bool((features >= 0).all()):
-        measures["class_selectivity"] = lambda given: class_selectivity(
-            given.features, given.targets, given.num_classes
-        )
+        measures["class_selectivity"] = lambda given: class_selectivity(*given[:3])
     if embeddings is not None:
-        measures["mono_score"] = lambda given: mono_score(given.features, given.embeddings)
+        measures["mono_score"] = lambda given: mono_score(given.features, given.embeddings)  # type: ignore[arg-type]
     found = {name: judged(measure(true), measure(shuffled)) for name, measure in measures.items()}
     rows = torch.linspace(0, features.shape[1] - 1, min(most_fits, features.shape[1])).round().long()
     clear = contrastiveness(features[:, rows.to(features.device)])

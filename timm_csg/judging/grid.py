@@ -140,7 +140,7 @@ def make_grids(
             "pictures, a lower confidence, or a smaller side."
         )
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    found: list[list[tuple[int, int]]] = []
     while len(able) >= side**2 and len(found) < grids:
         drawn = [able[place] for place in torch.randperm(len(able), generator=generator)[: side**2].tolist()]
         found.append([(left[index].pop(0), index) for index in drawn])
