@@ -254,3 +254,30 @@ def test_cifar10_metrics_compares_checkpoints(run_example, cifar, tmp_path):
     table = (tmp_path / "table.md").read_text().splitlines()
     assert table[0] == "| metric | standard | assigned |"
     assert any(line.startswith("| gate density | – | ") and line.endswith(" ± 0.0000 |") for line in table)
+
+
+def test_maps_are_judged_and_tabled(run_example, cifar, tmp_path):
+    for package in ("captum", "pytorch_grad_cam", "torchcam"):
+        pytest.importorskip(package, reason="pip install -e '.[compare]'")
+    torch.manual_seed(0)
+    checkpoint, output = EXAMPLES / "cifar10_resnet20_assigned", tmp_path / "judged.jsonl"
+    options = [
+        "--set",
+        "cifar10",
+        "--data",
+        cifar,
+        "--checkpoint",
+        checkpoint,
+        "--weights",
+        checkpoint / "model.safetensors",
+    ]
+    options += ["--images", 8, "--judges", "deletion", "random_logit", "--output", output]
+    for model in ("assigned", "standard"):
+        lines = run_example(
+            "judge_maps", *options, "--model", model, "--maps", "evidence map", "CAM", "grad-cam HiResCAM"
+        )
+        assert [line["map"] for line in lines][-2:] == ["CAM", "grad-cam HiResCAM"]
+        assert len(lines) == (3 if model == "assigned" else 2)
+    text = run_example("judge_maps_table", output)
+    assert text.count("| assigned, ") == 3
+    assert "deletion" in text

@@ -94,5 +94,14 @@ def test_the_command_writes_and_prints_what_was_judged(tmp_path, capsys):
     assert "explanation maps (chance in brackets)" in shown.out + shown.err
 
 
+def test_parts_are_judged_with_landmarks_of_other_pictures_for_a_floor(models, loader):
+    points, owners = 32 * torch.rand(12, 3, 2, generator=torch.Generator().manual_seed(0)), torch.arange(96) % 5 - 1
+    found = judges.judge_parts(models["standard"], loader, points, owners)
+    places = metrics.collect_peaks(models["standard"], loader).place
+    expected = judging.part_consistency(places, points, torch.arange(12) % 4, owners, half_side=36 / 224 * 32)
+    assert found["part_consistency"] == {"score": expected.score, "floor": expected.chance}
+    assert 0 <= found["part_stability"]["score"] <= 1
+
+
 def test_nothing_judged_no_table():
     assert list(judges.tables({"checkpoints": {"a": {"accuracy": 1.0}}})) == []

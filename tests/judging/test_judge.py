@@ -1,6 +1,7 @@
 """All judges at once: any callable, nothing left behind, and one clear sentence for what cannot be judged."""
 
 import copy
+import random
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_everything_is_left_as_found(mechanism, make_model, images, gated):
         parameter.requires_grad_(number % 2 == 0)
 
     def greedy(model, images, targets):
-        torch.rand(3), np.random.rand(3)
+        torch.rand(3), np.random.rand(3), random.random()
         loss = model(images).gather(1, targets[:, None]).sum()
         loss.backward()  # what some packages do
         return images.mean(dim=1) * (1 + loss.item())
@@ -65,7 +66,7 @@ def test_everything_is_left_as_found(mechanism, make_model, images, gated):
     grads = [parameter.grad for parameter in model.parameters()]
     flags = [parameter.requires_grad for parameter in model.parameters()]
     modes = [module.training for module in model.modules()]
-    state = torch.random.get_rng_state()
+    state, numpy, python = torch.random.get_rng_state(), np.random.get_state()[1], random.getstate()
     judging.judge(greedy, model, images, torch.tensor([0, 1, 2]), objects=torch.tensor([[2.0, 2.0, 30.0, 30.0]] * 3))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is grad for parameter, grad in zip(model.parameters(), grads, strict=True))
@@ -73,6 +74,8 @@ def test_everything_is_left_as_found(mechanism, make_model, images, gated):
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.random.get_rng_state(), state)
+    assert (np.random.get_state()[1] == numpy).all()
+    assert random.getstate() == python
 
 
 def test_everything_is_left_as_found_when_an_explanation_fails(tiny_model, right):

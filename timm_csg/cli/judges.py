@@ -12,10 +12,11 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from timm_csg import explain, judging
+from timm_csg import explain, judging, metrics
 from timm_csg.cli.measures_optional import read_for
 from timm_csg.head import effective_weight, find_classifier
 from timm_csg.judging.maps import Explain
+from timm_csg.judging.parts import HALF_SIDE
 
 _logger = logging.getLogger(__name__)
 _BATCH, _MOST_MAPS = 32, 400  # pictures at a time; pictures whose maps of all filters are looked at
@@ -187,7 +188,38 @@ def judge_subject(subject: Any, explanations: int, filters: bool, encoder: str |
             normalisation=subject.normalisation,
             seed=subject.seed,
         )
+        if subject.options.get("landmarks"):
+            points = read_for(subject, subject.options["landmarks"]).points
+            owners = torch.where(subject.owned.any(dim=0), subject.owners, -1)
+            found["filters_judged"] |= judge_parts(model, loader, points, owners, subject.seed)
     return found
+
+
+def judge_parts(
+    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], points: Tensor, owners: Tensor, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Consistency and stability of parts, with their floors; nothing for models without a map.
+
+    Args:
+        model: In eval mode; left as found.
+        loader: Yields (images, class indices), in the same order every time.
+        points: Landmarks of the pictures [samples, parts, 2].
+        owners: Class of each filter, -1 for none [filters].
+        seed: Of the noise.
+    """
+    try:
+        peaks = metrics.collect_peaks(model, loader)
+        noisy = metrics.collect_peaks(model, judging.with_noise(loader, seed=seed))
+    except ValueError as error:  # tokens
+        _logger.info("parts: %s", error)
+        return {}
+    half_side = HALF_SIDE * min(peaks.image_size)
+    given = (points, peaks.targets, owners)
+    found = {
+        "part_consistency": judging.part_consistency(peaks.place, *given, half_side=half_side),
+        "part_stability": judging.part_stability(peaks.place, noisy.place, *given, half_side=half_side),
+    }
+    return {name: {"score": one.score, "floor": one.chance} for name, one in found.items()}
 
 
 def _maps(found: dict[str, Any]) -> Iterable[dict[str, Any]]:

@@ -10,7 +10,7 @@ from timm_csg.judging.encoding import embed
 from timm_csg.judging.filters import judge_diversity, judge_filters
 from timm_csg.judging.grid import Grids, grid_pointing_game, make_grids
 from timm_csg.judging.inside import energy_inside, plausibility, pointing_game
-from timm_csg.judging.parts import part_consistency, part_hits, part_stability
+from timm_csg.judging.parts import part_consistency, part_hits, part_stability, with_noise
 from timm_csg.judging.pixel_games import deletion, insertion, probability_curve
 from timm_csg.judging.results import Judged
 from timm_csg.judging.sanity import random_logit, weight_randomisation
@@ -43,4 +43,5 @@ __all__ = [
     "random_logit",
     "stability",
     "weight_randomisation",
+    "with_noise",
 ]

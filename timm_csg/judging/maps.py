@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,20 +21,25 @@ Explain = Callable[[Any, Tensor, Tensor], Any]
 
 @contextmanager
 def as_found(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """The model in eval mode and a seeded random state; modes, gradients and random state as found afterwards.
+    """The model in eval mode and seeded random states; modes, gradients and random states as found afterwards.
 
-    Some packages call ``backward`` on the whole model: gradients of the user's last step are put aside meanwhile.
+    The states are torch's, NumPy's and Python's, since explanations of other packages draw from all of them. Some call ``backward`` on the whole model: gradients of the user's last step are put aside meanwhile.
     """
     parameters = list(model.parameters())
     gradients = [parameter.grad for parameter in parameters]
     devices = sorted({parameter.device.index or 0 for parameter in parameters if parameter.device.type == "cuda"})
+    python, numpy = random.getstate(), np.random.get_state()
     for parameter in parameters:
         parameter.grad = None
     try:
+        random.seed(seed)
+        np.random.seed(seed)
         with torch.random.fork_rng(devices), torch.inference_mode(mode=False), evaluating(model):
             torch.random.manual_seed(seed)
             yield
     finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
 

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
 from timm_csg.checks import check_fraction
 from timm_csg.judging.results import Judged, judged, of_another_picture
+
+HALF_SIDE = 36 / 224
+"""Half a side of EvalProtoPNet's square, as a share of the picture's side."""
+
+
+def with_noise(
+    loader: Iterable[tuple[Tensor, Tensor]], *, noise: float = 0.2, clip: float = 0.25, seed: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of a loader with noise on the pictures, for ``collect_peaks`` before ``part_stability``.
+
+    Args:
+        loader: Yields (images, targets), normalised as in training.
+        noise: Standard deviation, in units of normalised pixels.
+        clip: Largest change of a pixel.
+        seed: Of the noise.
+
+    Example:
+        >>> ((images, targets),) = with_noise([(torch.zeros(1, 3, 8, 8), torch.tensor([1]))])
+        >>> float(images.abs().max()) <= 0.25, targets
+        (True, tensor([1]))
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for images, targets in loader:
+        added = (noise * torch.randn(images.shape, generator=generator)).clamp(-clip, clip)
+        yield images + added.to(images), targets
 
 
 def part_hits(places: Tensor, points: Tensor, half_side: float) -> Tensor:
