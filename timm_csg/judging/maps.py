@@ -23,7 +23,8 @@ Explain = Callable[[Any, Tensor, Tensor], Any]
 def as_found(model: nn.Module, seed: int = 0) -> Iterator[None]:
     """The model in eval mode and seeded random states; modes, gradients and random states as found afterwards.
 
-    The states are torch's, NumPy's and Python's, since explanations of other packages draw from all of them. Some call ``backward`` on the whole model: gradients of the user's last step are put aside meanwhile.
+    The states are torch's, NumPy's and Python's, since explanations of other packages draw from all of them. Some call
+    ``backward`` on the whole model: gradients of the user's last step are put aside meanwhile.
     """
     parameters = list(model.parameters())
     gradients = [parameter.grad for parameter in parameters]
