@@ -41,6 +41,20 @@ def test_maps_that_a_model_has_are_judged_on_pictures_spread_evenly(models, load
         assert {"pointing_game", "random_logit"} <= set(found["cam"])
 
 
+def test_grids_are_shrunk_for_models_of_a_fixed_input_size(make_model):
+    model = make_model("test_vit", num_classes=4, global_pool="avg")
+    pictures = torch.rand(60, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.head.weight.mul_(1000)
+        model.head.bias.zero_()
+        logits = model(pictures)
+        model.head.bias.sub_(logits.mean(dim=0))
+        targets = model(pictures).argmax(dim=1)  # sure of all of them
+    assert len(targets.unique()) == 4
+    found = judges.judge_explanations(model, [(pictures, targets)], total=60, images=60)
+    assert 0 < found["grad_cam"]["grid_2x2"]["score"] < 1
+
+
 def test_filters_are_judged_with_a_floor(models, loader):
     features, targets = torch.rand(12, 96, generator=torch.Generator().manual_seed(1)), torch.arange(12) % 4
     used = torch.arange(96) < 10

@@ -236,12 +236,14 @@ def _judged(
     """All judges; a grid that cannot be built is left out, and why is logged."""
     ask = partial(judging.judge, maker, model, images, targets, objects=objects, batch_size=_BATCH, seed=seed)
     found: dict[str, judging.Judged] = {}
+    model_config: Any = getattr(model, "pretrained_cfg", {})
+    grids = {"shrink": bool(model_config.get("fixed_input_size"))}  # such models take nothing larger
     for name, cells in (("grid_2x2", 4), ("grid_3x3", 9)):
         if len(targets.unique()) < cells:
             continue
         try:
-            found |= ask(judges=[name])
-        except (ValueError, RuntimeError, AssertionError) as error:  # unsure models; those of a fixed input size
+            found |= ask(judges=[name], options={name: grids})
+        except ValueError as error:  # too few pictures that the model is sure of
             _logger.info("%s: %s", name, error)
     others = [name for name in judging.JUDGES if not name.startswith("grid")]
     if objects is None:
