@@ -81,6 +81,8 @@ GROUPS = {
     "similarity": Group(
         note="alike: mean absolute cosine of two filters' weights; mean absolute correlation of their responses."
     ),
+    "filters": Group("filters", "contrastiveness: how clearly a filter is on or off; noise behind a ReLU is, too."),
+    "explanations": Group("explanations"),
     "parts": Group("landmarks"),
     "localisation": Group(
         "boxes",
@@ -184,7 +186,13 @@ NUMBERS = (
         3,
         "high",
         note="purity: share of one class among a filter's 20 strongest images.",
+        gauge=Gauge(
+            "Strongest images of one class",
+            "Of a filter's 20 strongest images, the share of one class; with shuffled labels {purity_floor:.1%}.",
+            "100%, far from the value of shuffled labels.",
+        ),
     ),
+    Number("purity_floor", "gate", "  with shuffled labels", is_summary=True),
     Number(
         "strongest_show_owner",
         "gate",
@@ -195,6 +203,9 @@ NUMBERS = (
         ),
     ),
     Number("class_selectivity", "gate", "class selectivity", best="high"),
+    Number("class_selectivity_floor", "gate", "  with shuffled labels"),
+    Number("class_independence", "gate", "class independence", best="low"),
+    Number("class_independence_floor", "gate", "  with shuffled labels"),
     Number("filter_owners_by", "gate", is_summary=True),
     Number("filters_per_class", "gate", is_summary=True),
     Number(
@@ -231,6 +242,12 @@ NUMBERS = (
     Number("weight_similarity_across", "similarity", "  different classes"),
     Number("activation_similarity_within", "similarity", "responses alike, same class"),
     Number("activation_similarity_across", "similarity", "  different classes"),
+    Number("contrastiveness", "filters", "contrastiveness"),
+    Number("sid5", "filters", "SID@5", best="high"),
+    Number("sid5_floor", "filters", "  with shuffled labels"),
+    Number("mono_score", "filters", "MonoScore", best="high"),
+    Number("mono_score_floor", "filters", "  with shuffled images"),
+    Number("explanations", "explanations"),
     Number(
         "location_instability",
         "parts",
@@ -248,6 +265,10 @@ NUMBERS = (
         note="interpretability: share of images in which a filter fits a part.",
     ),
     Number("part_interpretability_own_class", "parts", "  on the filter's own class", best="high"),
+    Number("part_consistency", "parts", "part consistency", best="high"),
+    Number("part_consistency_floor", "parts", "  landmarks of other images"),
+    Number("part_stability", "parts", "part stability", best="high"),
+    Number("part_stability_floor", "parts", "  places in other images"),
     Number("silent_filters", "parts"),
     Number("landmarks", "parts"),
     Number("part_field_diameter", "parts"),

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cifar_resnet20 import Batches, load_cifar  # importing it registers resnet20_cifar
 
 import timm_csg
-from timm_csg import judging, metrics
+from timm_csg import judging, measuring
 
 RATES = {"standard": (1e-3, 2e-3), "assigned": (1e-3, None)}  # of the stage and the head, as in docs/results.md
 
@@ -64,7 +64,7 @@ def animals(args: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor, Tensor
     mean, std = (torch.tensor(trained.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
     images = torch.stack([(resize(pictures[row]).float() / 255 - mean) / std for row in rows])
     sizes = torch.tensor([pictures[row].shape[:0:-1] for row in rows])
-    marks = metrics.read_annotations(Path(args.data) / "annotations.csv").select(names)
+    marks = measuring.read_annotations(Path(args.data) / "annotations.csv").select(names)
     boxes = (marks.object_boxes()[rows].unflatten(1, (2, 2)) * (160 / sizes[:, None])).flatten(1).clamp(0, 160)
     return trained.eval(), images, made["test_y"][rows], boxes
 

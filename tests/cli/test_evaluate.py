@@ -93,7 +93,8 @@ def output(tmp_path_factory):
 def results(checkpoints, options, output):
     """All groups of metrics, for the three models."""
     boxes = f"{options['data'].removeprefix('folder:')}/boxes.csv"
-    return evaluate(checkpoints, landmarks=boxes, boxes=boxes, attacks=["fgsm"], eps=[64.0], output=output, **options)
+    marked = {"landmarks": boxes, "boxes": boxes, "filters": True, "explanations": 6}
+    return evaluate(checkpoints, attacks=["fgsm"], eps=[64.0], output=output, **marked, **options)
 
 
 def batches(data):

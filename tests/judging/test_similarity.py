@@ -57,6 +57,14 @@ def test_an_explanation_that_never_asks_the_model_fails_both_sanity_checks(tiny_
         assert check(blind, tiny_model, images, targets).score == pytest.approx(1)
 
 
+def test_an_explanation_that_draws_noise_draws_another_one_when_it_is_compared(tiny_model, images, targets):
+    def noise(model, images, targets):
+        return torch.rand(len(images), *images.shape[2:])
+
+    for check in (judging.stability, judging.weight_randomisation, judging.random_logit):
+        assert abs(check(noise, tiny_model, images, targets).score) < 0.1
+
+
 def test_maps_of_the_model_change_with_weights_and_class(tiny_model, images, targets):
     assert judging.weight_randomisation(explain.cam, tiny_model, images, targets).score < 0.9
     assert judging.random_logit(explain.cam, tiny_model, images, targets).score < 0.9

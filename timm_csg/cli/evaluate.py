@@ -27,7 +27,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from timm_csg.cli.checkpoint_data import check_data_options, load_checkpoint_and_data
 from timm_csg.cli.checkpoints import import_plugins
 from timm_csg.cli.contestants import expand, settings_for
-from timm_csg.cli.judges import judge_subject
 from timm_csg.cli.results import write_json, write_tables
 from timm_csg.cli.runs import folder_for_results
 from timm_csg.cli.terminal import make_console, say
@@ -73,9 +72,9 @@ def evaluate(
         attacks: As in ``measure``.
         eps: As in ``measure``.
         attack_images: As in ``measure``.
-        explanations: Pictures on which explanation maps are judged, spread evenly over the data; 0: none are.
-        filters: Whether to judge filters beside their floors (shuffled labels); ``encoder`` asks for it too.
-        encoder: Name of a timm model for MonoScore; None: no MonoScore.
+        explanations: As in ``measure``.
+        filters: As in ``measure``.
+        encoder: As in ``measure``.
         output: Folder for ``metrics.json``, tables and figures; None: nothing is written.
         plugins: Python files or modules to import first, for example one that registers a model.
         seed: As in ``measure``.
@@ -94,10 +93,9 @@ def evaluate(
     """
     check_data_options(data_options)
     options: dict[str, Any] = {"landmarks": landmarks, "boxes": boxes, "attacks": list(attacks)}
+    options |= {"filters": filters or bool(encoder), "encoder": encoder, "explanations": explanations}
     strengths: dict[str, Any] = {"eps": list(eps), "attack_images": attack_images}
     chosen = choose(groups, options | strengths)
-    judged: dict[str, Any] = {"explanation_images": explanations} if explanations else {}
-    judged |= {"encoder": encoder} if encoder else {}
     import_plugins(plugins)
     named = expand(checkpoints)
     settings = settings_for(named, data_options)
@@ -112,7 +110,7 @@ def evaluate(
         "metrics": list(chosen),
         "options": {
             key: short_name(value) if isinstance(value, (str, Path)) else value
-            for key, value in (options | (strengths if attacks else {}) | judged).items()
+            for key, value in (options | (strengths if attacks else {})).items()
         },
         "versions": _VERSIONS,
         "checkpoints": {},
@@ -125,10 +123,9 @@ def evaluate(
             model, loader, class_names = loaded.pop(label)
             stage = partial(bar.stage, label, len(loader.dataset) if hasattr(loader, "dataset") else None)
             found = measure(model, loader, groups, seed=seed, **options, **strengths, progress=bar.tick, stage=stage)
-            numbers = found.numbers | judge_subject(found.subject, explanations, filters, encoder)
             seconds = round(time.perf_counter() - start, 1)
             results["images"] = len(found.subject.seen.targets)
-            results["checkpoints"][label] = _about(found, checkpoint) | numbers | {"seconds": seconds}
+            results["checkpoints"][label] = _about(found, checkpoint) | found.numbers | {"seconds": seconds}
             if output is not None:
                 write_tables(found, class_names, label, output)
                 write_json(results, output / "metrics.json")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from timm_csg.metrics._model import checked_batches, evaluating
+from timm_csg.running import checked_batches, evaluating
 
 
 @torch.no_grad()

@@ -48,7 +48,8 @@ def judge_filters(
         used: Which filters are judged, bool [filters]; None: all.
         embeddings: Of the same pictures by an encoder of your choice [samples, dimensions], for MonoScore.
         count: The n of purity@n; no more than there are samples.
-        most_fits: Contrastiveness fits a mixture to every filter (0.1 s): at most so many, evenly spaced, are fitted.
+        most_fits: Contrastiveness fits a mixture to every filter (0.1 s): at most so many, evenly spaced, are fitted;
+            0: none, and no ``"contrastiveness"``.
         seed: Of the shuffling.
 
     Returns:
@@ -68,9 +69,10 @@ def judge_filters(
         features = features[:, used.to(features.device)]
     if features.ndim != 2 or features.shape[1] == 0:
         raise ValueError("no filter is used, so there is none to judge; pass used=None for all filters.")
-    if (whole(most_fits) or 0) < 1 or (whole(count) or 0) < 1:
+    if (-1 if whole(most_fits) is None else most_fits) < 0 or (whole(count) or 0) < 1:
         raise ValueError(
-            f"count and most_fits must be whole numbers of at least 1, but are {count!r} and {most_fits!r}."
+            f"count must be a whole number of at least 1, most_fits of at least 0, but they are {count!r} and "
+            f"{most_fits!r}."
         )
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed)).to(targets.device)
     classes = int(targets.max()) + 1 if num_classes is None else num_classes
@@ -88,6 +90,8 @@ def judge_filters(
     if embeddings is not None:
         measures["mono_score"] = lambda given: mono_score(given.features, given.embeddings)  # type: ignore[arg-type]
     found = {name: judged(measure(true), measure(shuffled)) for name, measure in measures.items()}
+    if not most_fits:
+        return found
     rows = torch.linspace(0, features.shape[1] - 1, min(most_fits, features.shape[1])).round().long()
     clear = contrastiveness(features[:, rows.to(features.device)])
     return found | {"contrastiveness": judged(clear, clear)}

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from timm_csg.checks import whole
 from timm_csg.judging.results import Judged, judged, of_another_picture
-from timm_csg.metrics._regions import check_regions, is_boxes, region_masks
+from timm_csg.metrics.regions import check_regions, is_boxes, region_masks
 
 
 def pointing_game(maps: Tensor, objects: Tensor, *, tolerance: int = 0) -> Judged:

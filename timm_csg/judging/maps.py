@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from timm_csg.checks import whole
 from timm_csg.metrics._checks import class_counts
-from timm_csg.metrics._model import evaluating
+from timm_csg.running import evaluating
 
 Explain = Callable[[Any, Tensor, Tensor], Any]
 """``explain(model, images, targets)`` returns maps [batch, height, width], a tensor or an array, as large as images."""

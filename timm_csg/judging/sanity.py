@@ -62,7 +62,7 @@ def weight_randomisation(
     check_count("points", points)
     maps = given_or_made(maps, explain, model, images, targets, batch_size, seed)
     found = []
-    with as_found(model, seed), cascade(model, points, seed) as stages:
+    with as_found(model, seed + 1), cascade(model, points, seed) as stages:
         for _ in stages:
             found.append(map_similarity(maps, maps_of(explain, model, images, targets, batch_size)))
     return judged(torch.stack(found).mean(dim=0), between_pictures(maps))
@@ -107,7 +107,7 @@ def random_logit(
         1.0
     """
     maps = given_or_made(maps, explain, model, images, targets, batch_size, seed)
-    with as_found(model, seed):
+    with as_found(model, seed + 1):
         num_classes = probabilities(model, as_input(model, images[:1])).shape[1]
         others = maps_of(explain, model, images, other_classes(targets, num_classes, seed), batch_size)
     return judged(map_similarity(maps, others), between_pictures(maps))

@@ -93,7 +93,7 @@ def stability(
     maps = given_or_made(maps, explain, model, images, targets, batch_size, seed)
     generator = torch.Generator().manual_seed(seed)
     found = []
-    with as_found(model, seed):
+    with as_found(model, seed + 1):
         for _ in range(samples):
             added = (noise * torch.randn(images.shape, generator=generator)).clamp(-clip, clip).to(images)
             found.append(map_similarity(maps, maps_of(explain, model, images + added, targets, batch_size)))

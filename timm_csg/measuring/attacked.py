@@ -67,7 +67,7 @@ def _some_images(subject: Subject) -> tuple[Tensor, Tensor]:
 
 def _attack(subject: Subject, name: str, eps: float, images: Tensor, targets: Tensor) -> Tensor:
     device = next(subject.model.parameters()).device
-    options: dict[str, Any] = {"eps": eps / 255, **_normalisation(subject.loader)}
+    options: dict[str, Any] = {"eps": eps / 255, **normalisation(subject.loader)}
     parts = []
     for number, (batch, labels) in enumerate(zip(images.split(_BATCH), targets.split(_BATCH), strict=True)):
         seed = {} if name == "fgsm" else {"seed": 1000 * subject.seed + number}
@@ -76,7 +76,7 @@ def _attack(subject: Subject, name: str, eps: float, images: Tensor, targets: Te
     return torch.cat(parts)
 
 
-def _normalisation(loader: Any) -> dict[str, list[float]]:
+def normalisation(loader: Any) -> dict[str, list[float]]:
     """Mean and deviation that a loader normalises with; empty where it does not say."""
     transform: Any = getattr(getattr(loader, "dataset", None), "transform", None)
     for step in getattr(transform, "transforms", ()):

@@ -59,6 +59,9 @@ def measure(
     attacks: Sequence[str] = (),
     eps: Sequence[float] = (2.0, 8.0),
     attack_images: int = 500,
+    filters: bool = False,
+    encoder: str | None = None,
+    explanations: int = 0,
     most_passes: int | None = None,
     progress: Callable[[int], None] | None = None,
     stage: Callable[[str], None] | None = None,
@@ -83,6 +86,9 @@ def measure(
         attacks: ``"fgsm"`` and ``"pgd"``, for the group ``adversarial``.
         eps: Their strengths in grey levels of 255.
         attack_images: How many images are attacked, spread evenly over the data.
+        filters: Whether to measure the group ``filters``: contrastiveness and SID@5; ``encoder`` asks for it too.
+        encoder: Name of a timm model whose embeddings MonoScore is measured with; None: no MonoScore.
+        explanations: On how many images, spread evenly, explanation maps are judged, the group ``explanations``.
         most_passes: Classes up to which a head that is not linear runs once for each of them; beyond, what removing
             filters does is not measured. None: no limit.
         progress: Called with the number of images after each batch.
@@ -102,7 +108,8 @@ def measure(
         ['accuracy', 'gated_accuracy', 'gated_accuracy_uses_labels']
     """
     options: dict[str, Any] = {"landmarks": landmarks, "boxes": boxes, "attacks": list(attacks), "eps": list(eps)}
-    options["attack_images"] = attack_images
+    options |= {"attack_images": attack_images, "filters": filters or bool(encoder), "encoder": encoder}
+    options["explanations"] = explanations
     chosen = choose(groups, options)
     progress, stage = progress or (lambda images: None), stage or (lambda name: None)
     stage("images")
@@ -125,11 +132,11 @@ def measure(
         stage(group)
         numbers |= {key: _plain(MEASURES[key](subject)) for key in keys}
         columns[group] = len(keys) == sum(number.group == group for number in NUMBERS)
-    classes, filters = (
+    by_class, by_filter = (
         {name: values for name, group, of in table if columns.get(group) and (values := of(subject)) is not None}
         for table in (CLASS_COLUMNS, FILTER_COLUMNS)
     )
-    return Measurement(numbers, classes, filters, subject)
+    return Measurement(numbers, by_class, by_filter, subject)
 
 
 def choose(names: Sequence[str] | None, options: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -173,6 +180,8 @@ def _check(options: Mapping[str, Any]) -> None:
     bad = [value for value in options.get("eps") or () if not 0 < value <= 255]
     if bad:
         raise ValueError(f"eps takes strengths in grey levels, more than 0 and at most 255, but has {bad[0]}.")
+    if options.get("explanations", 0) < 0:
+        raise ValueError(f"explanations must be a number of images, 0 for none, but is {options['explanations']}.")
     if options.get("attack_images", 1) < 1:
         raise ValueError(f"attack_images must be at least 1, but is {options['attack_images']}.")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from timm_csg import metrics
 from timm_csg.measuring.attacked import attacked
+from timm_csg.measuring.judged import diversity, explanations, fitted, labelled, parts
 from timm_csg.measuring.marked import instability, interpretability, localisation, read_for
 from timm_csg.measuring.stage_weights import stage_weight
 from timm_csg.measuring.subject import Subject
@@ -97,6 +98,14 @@ def _map_score(method: str, name: str) -> Measure:
     return lambda subject: _part(subject.once(localisation).get(method), name)
 
 
+def _judged(of: Callable[[Subject], Any], name: str) -> Measure:
+    return lambda subject: _part(subject.once(of).get(name), "score")
+
+
+def _floor(of: Callable[[Subject], Any], name: str) -> Measure:
+    return lambda subject: _part(subject.once(of).get(name), "chance")
+
+
 MEASURES: dict[str, Measure] = {
     "accuracy": lambda s: metrics.accuracy(s.seen.logits, s.seen.targets),
     "gated_accuracy": _gated_accuracy,
@@ -111,7 +120,11 @@ MEASURES: dict[str, Measure] = {
     "chance_agreement": _with_mutual(metrics.chance_agreement),
     "purity": lambda s: _of_owned(s, s.once(_purity)),
     "strongest_show_owner": lambda s: metrics.owner_purity(s.seen.features, s.seen.targets, s.owners),
+    "purity_floor": _floor(labelled, "purity"),
     "class_selectivity": lambda s: _of_owned(s, _selectivity(s)),
+    "class_selectivity_floor": _floor(labelled, "class_selectivity"),
+    "class_independence": _judged(labelled, "class_independence"),
+    "class_independence_floor": _floor(labelled, "class_independence"),
     "filter_owners_by": lambda s: "mutual information" if s.gate is None else "gate",
     "filters_per_class": lambda s: s.owned.sum(dim=1).tolist(),
     "class_without_its_filters": lambda s: _part(s.removal, "own"),
@@ -125,6 +138,16 @@ MEASURES: dict[str, Measure] = {
     "weight_similarity_across": lambda s: _part(s.once(_weight_similarity), "across"),
     "activation_similarity_within": lambda s: s.once(_activation_similarity).within,
     "activation_similarity_across": lambda s: s.once(_activation_similarity).across,
+    "contrastiveness": _judged(fitted, "contrastiveness"),
+    "mono_score": _judged(fitted, "mono_score"),
+    "mono_score_floor": _floor(fitted, "mono_score"),
+    "sid5": lambda s: _part(s.once(diversity), "score"),
+    "sid5_floor": lambda s: _part(s.once(diversity), "chance"),
+    "explanations": lambda s: s.once(explanations),
+    "part_consistency": _judged(parts, "consistency"),
+    "part_consistency_floor": _floor(parts, "consistency"),
+    "part_stability": _judged(parts, "stability"),
+    "part_stability_floor": _floor(parts, "stability"),
     "location_instability": lambda s: _mean(s.once(instability).per_class),
     "location_instability_own_class": lambda s: _mean(_own_class(s, s.once(instability))),
     "silent_filters": lambda s: s.once(instability).silent,

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table, and say where the files are."""
     from timm_csg.cli.comparison import comparison
     from timm_csg.cli.evaluate import evaluate, short_name
-    from timm_csg.cli.judges import tables
+    from timm_csg.cli.judges import explanations_table
     from timm_csg.cli.runs import free_folder, gone_if_empty
 
     console = make_console()
@@ -84,8 +84,9 @@ def run(args: argparse.Namespace) -> int:
         console.print(json.dumps(results, indent=2), soft_wrap=True)
         return 0
     console.print(comparison(results, console.width))
-    for table in tables(results):
-        console.print(table)
+    maps = explanations_table(results)
+    if maps is not None:
+        console.print(maps)
     console.print(f"results: {output}", soft_wrap=True)
     return 0
 
