@@ -95,11 +95,11 @@ def check_maps(maps: Any, images: Tensor, explain: Any = "explain") -> Tensor:
 
 
 def maps_of(explain: Explain, model: nn.Module, images: Tensor, targets: Tensor, batch_size: int = 32) -> Tensor:
-    """Maps of all images, float32 [images, height, width], on the model's device; inside ``as_found``."""
+    """Maps of all images, float32 [images, height, width], on the images' device; inside ``as_found``."""
     found = []
     for batch, labels in batches(model, images, targets, batch_size):
         with torch.enable_grad():
-            found.append(check_maps(explain(model, batch.clone(), labels), batch, explain))
+            found.append(check_maps(explain(model, batch.clone(), labels), batch, explain).to(images.device))
     return torch.cat(found)
 
 
