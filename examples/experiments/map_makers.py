@@ -27,11 +27,6 @@ def last_layer(model: nn.Module) -> str:
     return next(LAYERS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in LAYERS)
 
 
-def own_filters(model, images, targets):
-    """The target's own filters as the gated path adds them up, without their averages."""
-    return explain.grad_cam(model, images, targets, path="gated")
-
-
 def strongest_colour(method, model, images, targets):
     """Largest absolute value over colours, the usual map of a gradient."""
     return method(model, images, targets).abs().amax(dim=1)
@@ -66,7 +61,7 @@ def grad_cam_package(name, model, images, targets):
 
 MAKERS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     "evidence map": explain.evidence_map,
-    "own filters": own_filters,
+    "owner map": partial(explain.owner_map, path="gated"),
     "CAM": explain.cam,
     "Grad-CAM": explain.grad_cam,
     "coarse map": explain.coarse_map,
@@ -89,5 +84,5 @@ MAKERS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
 
 def makers_for(model: nn.Module, names: list[str] | None = None) -> dict[str, Callable]:
     """Those that exist for the model: two need owners."""
-    missing = set() if is_differentiated(model) else {"evidence map", "own filters"}
+    missing = set() if is_differentiated(model) else {"evidence map", "owner map"}
     return {name: MAKERS[name] for name in names or MAKERS if name not in missing}

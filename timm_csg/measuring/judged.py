@@ -32,6 +32,7 @@ def strongest_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Ten
 
 MAPS: dict[str, Explain] = {
     "evidence_map": explain.evidence_map,
+    "owner_map": explain.owner_map,
     "cam": explain.cam,
     "grad_cam": explain.grad_cam,
     "coarse_map": explain.coarse_map,
