@@ -28,8 +28,8 @@ def assign(correlations: Tensor, filters_per_class: int | None = None) -> Tensor
 
     With enough filters each serves one class; the linear assignment problem is solved exactly (SciPy's
     ``linear_sum_assignment``). With too few, every class gets ``filters_per_class`` filters in as many rounds, each
-    solved exactly, in which filters are shared by as few classes as possible; ``CLASSES_AT_A_TIME`` classes after each
-    other where there are more.
+    solved exactly, in which filters are shared by as few classes as possible and two classes share as few filters;
+    ``CLASSES_AT_A_TIME`` classes after each other where there are more.
 
     Args:
         correlations: [classes, filters].
@@ -70,7 +70,10 @@ def assign(correlations: Tensor, filters_per_class: int | None = None) -> Tensor
 
 
 def _shared(gains: Tensor, filters_per_class: int) -> Tensor:
-    """Every class gets a filter that it does not own yet, ``filters_per_class`` times."""
+    """Every class gets a filter that it does not own yet, ``filters_per_class`` times.
+
+    Better one that no class has with which it shares another already: pairs of filters then tell classes apart.
+    """
     num_classes, num_filters = gains.shape
     assignment = torch.zeros(num_classes, num_filters, dtype=torch.bool)
     for done in range(filters_per_class):
@@ -79,7 +82,11 @@ def _shared(gains: Tensor, filters_per_class: int) -> Tensor:
             most = -(-(done * num_classes + int(part[-1]) + 1) // num_filters)
             room = (most - assignment.sum(dim=0)).clamp(min=0)
             places = torch.arange(num_filters).repeat_interleave(room)
-            rows, columns = _solve(gains[part].masked_fill(assignment[part], -1e6)[:, places])
+            owned = assignment.to(gains.dtype)
+            meets = (owned[part] @ owned.T > 0).to(gains.dtype)
+            meets[torch.arange(len(part)), part] = 0
+            gain = (gains[part] - meets @ owned).masked_fill(assignment[part], -1e6)
+            rows, columns = _solve(gain[:, places])
             assignment[part[rows], places[columns]] = True
     return assignment
 

@@ -118,8 +118,8 @@ def test_every_owned_filter_and_no_other_gets_a_gradient():
 def test_draws_are_those_of_the_loop_and_show_every_owned_filter(assignment):
     found = draw_table(assignment)
     assert found.tolist() == reference.draws(assignment.tolist())
-    for filters, row in zip(found.T, assignment, strict=True):
-        assert set(filters.tolist()) == set(row.nonzero()[:, 0].tolist())
+    for filters, row in zip(found.transpose(0, 1), assignment, strict=True):
+        assert set(filters.flatten().tolist()) == set(row.nonzero()[:, 0].tolist())
 
 
 # Blind assignment

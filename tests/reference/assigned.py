@@ -7,9 +7,14 @@ import numpy as np
 
 
 def draws(assignment):
-    """Filter of each class in each draw: a class's filters in turn, until the class with most has shown all."""
+    """Filters of each class in each draw: a class's in turn, until the class with most has shown all.
+
+    One at a time; each with the next one where two classes share a filter and a class has several.
+    """
     owned = [[k for k, own in enumerate(row) if own] for row in assignment]
-    return [[filters[draw % len(filters)] for filters in owned] for draw in range(max(map(len, owned)))]
+    most = max(map(len, owned))
+    size = 2 if most > 1 and any(sum(column) > 1 for column in zip(*assignment, strict=True)) else 1
+    return [[[row[(draw + i) % len(row)] for i in range(size)] for row in owned] for draw in range(most)]
 
 
 def cross_entropy(logits, winner, rivals):
@@ -23,12 +28,12 @@ def solo(evidence, bias, assignment, targets):
     """Mean loss over pictures and draws.
 
     A target is a class; a list of floats with a sum of 1, cross entropy with these; or a list of zeros and ones, the
-    mean over classes present of the loss against those absent. A filter that serves the target is no rival.
+    mean over classes present of the loss against those absent. A class whose filters all serve the target is no rival.
     """
     losses = []
     for responses, target in zip(evidence, targets, strict=True):
         for filters in draws(assignment):
-            logits = [responses[k] + b for k, b in zip(filters, bias, strict=True)]
+            logits = [math.fsum(responses[k] for k in own) / len(own) + b for own, b in zip(filters, bias, strict=True)]
             classes = range(len(logits))
             if isinstance(target, list) and all(isinstance(share, float) for share in target):
                 terms = (
@@ -37,7 +42,7 @@ def solo(evidence, bias, assignment, targets):
                 losses.append(math.fsum(terms))
                 continue
             present = [target] if isinstance(target, int) else [c for c in classes if target[c]]
-            rivals = [c for c in classes if not any(assignment[p][filters[c]] for p in present)]
+            rivals = [c for c in classes if not all(any(assignment[p][k] for p in present) for k in filters[c])]
             found = [cross_entropy(logits, p, rivals) for p in present]
             losses.append(math.fsum(found) / len(found) if found else 0.0)
     return math.fsum(losses) / len(losses)

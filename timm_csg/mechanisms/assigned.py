@@ -31,7 +31,7 @@ from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, register_
 from timm_csg.mechanisms.solo import draw_table, solo_loss
 
 _logger = logging.getLogger(__name__)
-SHARED_FILTERS = 5
+SHARED_FILTERS = 3
 """Filters of each class where there are fewer filters than classes and the config names no number."""
 MOMENTUM, EPSILON = 0.1, 1e-6  # of the statistics, as in a batch norm; the variance of pooled responses can be small
 
