@@ -150,12 +150,11 @@ def test_fewer_filters_than_classes_give_each_class_three_and_a_code_of_its_own(
     assert len({tuple(row) for row in found.tolist()}) == 100
 
 
-def test_classes_alike_get_codes_that_pairs_tell_apart():
+def test_pairs_of_filters_tell_apart_nearly_all_classes_that_are_alike():
     kinds = torch.rand(10, 64, generator=torch.Generator().manual_seed(0)).repeat(10, 1)  # ten classes of each kind
     found = assign(kinds + 1e-3 * torch.rand(100, 64, generator=torch.Generator().manual_seed(1))).float()
     common = (found @ found.T).fill_diagonal_(0)
-    assert common.max() < 3
-    assert (common >= 2).float().mean() < 0.02
+    assert (common >= 2).float().mean() < 0.01  # 0.09 where classes take the filters that they like best
 
 
 def test_many_classes_are_assigned_in_parts_as_well_spread(monkeypatch):

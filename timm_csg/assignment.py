@@ -72,23 +72,33 @@ def assign(correlations: Tensor, filters_per_class: int | None = None) -> Tensor
 def _shared(gains: Tensor, filters_per_class: int) -> Tensor:
     """Every class gets a filter that it does not own yet, ``filters_per_class`` times.
 
-    Better one that no class has with which it shares another already: pairs of filters then tell classes apart.
+    Better one that no class has with which it shares another already: pairs of filters then tell classes apart. So
+    filters are given to as many classes at a time as there are filters, each to one of them; to more at a time only
+    where that does not come out even, since a class owns nearly all filters.
     """
+    one_each = _shared_in_parts(gains, filters_per_class, min(gains.shape[1], CLASSES_AT_A_TIME))
+    if bool((one_each.sum(dim=1) == filters_per_class).all()):
+        return one_each
+    return _shared_in_parts(gains, filters_per_class, CLASSES_AT_A_TIME)
+
+
+def _shared_in_parts(gains: Tensor, filters_per_class: int, at_a_time: int) -> Tensor:
     num_classes, num_filters = gains.shape
-    assignment = torch.zeros(num_classes, num_filters, dtype=torch.bool)
+    owned = torch.zeros(num_classes, num_filters, dtype=gains.dtype)
     for done in range(filters_per_class):
-        for part in torch.arange(num_classes).chunk(-(-num_classes // CLASSES_AT_A_TIME)):
+        for part in torch.arange(num_classes).split(at_a_time if done else CLASSES_AT_A_TIME):
             # Filters with room: so many classes that all places together just suffice.
             most = -(-(done * num_classes + int(part[-1]) + 1) // num_filters)
-            room = (most - assignment.sum(dim=0)).clamp(min=0)
-            places = torch.arange(num_filters).repeat_interleave(room)
-            owned = assignment.to(gains.dtype)
+            room = (most - owned.sum(dim=0).long()).clamp(min=0)
+            once = room.clamp(max=1)
+            places = torch.arange(num_filters).repeat_interleave(once if done and once.sum() >= len(part) else room)
+            # 2: more than any choice of correlations can gain.
             meets = (owned[part] @ owned.T > 0).to(gains.dtype)
             meets[torch.arange(len(part)), part] = 0
-            gain = (gains[part] - meets @ owned).masked_fill(assignment[part], -1e6)
+            gain = (gains[part] - 2 * meets @ owned).masked_fill(owned[part] > 0, -1e6)
             rows, columns = _solve(gain[:, places])
-            assignment[part[rows], places[columns]] = True
-    return assignment
+            owned[part[rows], places[columns]] = 1
+    return owned > 0
 
 
 def _solve(gains: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,8 +42,8 @@ RECIPES = {
         separate_optimizers=True,
     ),
     "paper": Recipe(
-        summary="the paper's label gate, alternating from scratch: 1 gated epoch in 3",
-        mechanism=CSGConfig(),
+        summary="the paper's label gate, alternating from scratch: 1 gated epoch in 3; wants 100 epochs and more",
+        mechanism=CSGConfig(classes_per_filter=1.0),
         schedule=Alternating(period=3, gated=1),
     ),
     "joint": Recipe(
