@@ -84,7 +84,7 @@ class TrainSettings:
     recipe: list[str] = _option(None, f"{STANDARD}, or recipes from the list below; each is one training",
         digits=[STANDARD, "paper", "assigned"], other=["assigned"], pretrained=[STANDARD, "assigned"])
     mechanism: str | None = _option(
-        None, "mechanism, with the options given by --option; default: the recipe's (icnn, picnn alone: their own)")
+        None, "mechanism, with the options of --option; default: the recipe's (icnn and picnn mean their own recipe)")
     option: dict[str, Any] | None = _option(None, "key=value ... options of the mechanism, over the recipe's")
     paths: str | None = _option(None, "schedule over the recipe's", choices=["alternating", "joint"])
     period: int | None = _option(None, "alternating: length of a cycle", low=1)
@@ -158,8 +158,10 @@ class TrainSettings:
 
         Paths become absolute, so that they hold in every working directory.
         """
+        from timm_csg.recipes import RECIPES  # parsing options does without torch
+
         defaults: dict[str, Any] = {item.name: default_of(item, self.data, self.pretrained) for item in fields(self)}
-        if self.mechanism in ("icnn", "picnn"):
+        if self.mechanism in RECIPES:
             defaults["recipe"] = [STANDARD, self.mechanism] if self.data == DIGITS else [self.mechanism]
         options = {name: value for name, value in defaults.items() if value is not None and getattr(self, name) is None}
         found = replace(self, **options | self._absolute_paths())
