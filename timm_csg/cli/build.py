@@ -79,8 +79,7 @@ def _schedule(recipe: Recipe, settings: TrainSettings) -> Alternating | Joint:
 
 def data_config(settings: TrainSettings) -> dict[str, Any]:
     """How the model of the settings expects its images, see ``input_config``."""
-    cfg = _model_args(settings)["pretrained_cfg"]
-    return input_config(cfg, settings.in_chans, img_size=settings.img_size, data=settings.data)
+    return input_config(_model_args(settings)["pretrained_cfg"], settings.in_chans, settings)
 
 
 def _model_args(settings: TrainSettings) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def load_with_input(checkpoint: str, given: dict[str, Any]) -> tuple[nn.Module, 
     has_data = "data" in given or RunFolder.of(checkpoint) is not None
     settings = settings_of(given, checkpoint) if has_data else TrainSettings(**given)
     model = load_model(checkpoint, find_device(settings.device))
-    config = model_input_config(model, settings, data=settings.data if has_data else None)
+    config = model_input_config(model, settings, has_data=has_data)
     return model, config, settings if has_data else None
 
 
@@ -111,7 +111,7 @@ def load_checkpoint_and_data(checkpoint: str, settings: TrainSettings) -> Checkp
     """
     device = find_device(settings.device)
     model = load_model(checkpoint, device)
-    config = model_input_config(model, settings, data=settings.data)
+    config = model_input_config(model, settings)
     dataset = open_split(settings, is_training=False)
     found = class_names(dataset, settings, default=int(model.num_classes))  # type: ignore[arg-type]
     names, new_labels = match_classes(checkpoint, model, found, settings)

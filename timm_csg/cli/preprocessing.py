@@ -25,32 +25,33 @@ class Loader(Protocol):
 
 
 def input_config(
-    pretrained_cfg: dict[str, Any], in_chans: int, *, img_size: int | None, data: str | None
+    pretrained_cfg: dict[str, Any], in_chans: int, settings: TrainSettings, *, has_data: bool = True
 ) -> dict[str, Any]:
     """Size, crop, normalisation and interpolation of a model's input, as ``timm.data.resolve_data_config`` says it.
 
     Args:
         pretrained_cfg: The model's.
         in_chans: Channels of its images.
-        img_size: Height and width in pixels, over the model's own; None: the model's.
-        data: Name of the data; the digits are not cropped.
+        settings: Of them ``img_size``, height and width in pixels, takes precedence over the model's own.
+        has_data: Whether the settings name the data; the digits are not cropped.
 
     Returns:
         ``input_size``, ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``.
     """
-    args: dict[str, Any] = {"in_chans": in_chans, "img_size": img_size}
+    args: dict[str, Any] = {"in_chans": in_chans, "img_size": settings.img_size}
     if in_chans == 1 and len(pretrained_cfg.get("mean", ())) != 1:  # it still has that of the colour images
         args |= {"mean": (0.5,), "std": (0.5,)}
-    if data == DIGITS:
+    if has_data and settings.data == DIGITS:
         args["crop_pct"] = 1.0
     config: dict[str, Any] = resolve_data_config(args, pretrained_cfg=pretrained_cfg)
     return config
 
 
-def model_input_config(model: Any, settings: TrainSettings, *, data: str | None = None) -> dict[str, Any]:
-    """``input_config`` of an existing model; ``--img-size`` takes precedence."""
-    in_chans = get_model_input_config(model)["input_size"][0]
-    return input_config(model.pretrained_cfg, in_chans, img_size=settings.img_size, data=data)
+def model_input_config(model: Any, settings: TrainSettings, *, has_data: bool = True) -> dict[str, Any]:
+    """``input_config`` of an existing model."""
+    return input_config(
+        model.pretrained_cfg, get_model_input_config(model)["input_size"][0], settings, has_data=has_data
+    )
 
 
 def make_loader(
