@@ -79,7 +79,7 @@ def build(directory: Path, num_classes: int, options: MechanismConfig) -> Differ
 
 @contextmanager
 def at_most(modules: int) -> Iterator[None]:
-    """Stop building a model in this thread that has far more modules than its files have tensors."""
+    """Stop building a model in this thread that has more modules than this, with a ValueError."""
     thread, left = threading.get_ident(), modules
 
     def count(*_: object) -> None:

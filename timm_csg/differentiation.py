@@ -81,6 +81,13 @@ def differentiate(
 def undifferentiate(model: nn.Module) -> nn.Module:
     """Take the mechanism out again: in place, returns the same object with its own timm class and keys.
 
+    Args:
+        model: A differentiated model. Its logits become those of its standard path; not so for mechanisms that act at
+            inference without targets.
+
+    Returns:
+        The same object.
+
     Raises:
         ValueError: If the model is not differentiated.
 

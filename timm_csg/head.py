@@ -49,7 +49,7 @@ def probe_head(model: Any, num_filters: int) -> HeadKind:
 
 @torch.no_grad()
 def probe_traits(model: Any, num_filters: int) -> HeadTraits:
-    """``probe_head``, and whether the head takes the mean over positions."""
+    """``probe_head``, and whether the head takes the mean over positions; the arguments are the same."""
     parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     if parameter.device.type == "meta":
         return HeadTraits("map")
@@ -70,6 +70,10 @@ def probe_traits(model: Any, num_filters: int) -> HeadTraits:
 def check_logits(model: Any, num_filters: int) -> None:
     """Raise unless a plain model's logits are [batch, classes]; seen on a small map of zeros, also on the meta device.
 
+    Args:
+        model: A plain timm classifier.
+        num_filters: Width of its features.
+
     Raises:
         ValueError: If they have another shape; a head that rejects small maps is checked by the first batch.
     """
@@ -85,7 +89,15 @@ def check_logits(model: Any, num_filters: int) -> None:
 
 
 def check_shape(logits: Any, model: Any) -> None:
-    """Raise a ValueError unless logits are one tensor [batch, classes]; the message says what to change."""
+    """Raise unless logits are one tensor [batch, classes].
+
+    Args:
+        logits: What the model gave.
+        model: The model, for the message.
+
+    Raises:
+        ValueError: If they are anything else; the message says what to change.
+    """
     if isinstance(logits, Tensor) and logits.ndim == 2:
         return
     name = type(model).__name__

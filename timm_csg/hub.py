@@ -93,6 +93,13 @@ def from_pretrained(
 def parse_name(name: str | os.PathLike[str], revision: str | None) -> tuple[str | None, str | None]:
     """Repository and revision, or None for a folder.
 
+    Args:
+        name: See ``from_pretrained``.
+        revision: The one that was given beside the name, if any.
+
+    Returns:
+        ``"user/name"`` and its revision, each None if not given; twice None for a folder.
+
     Raises:
         CheckpointError: If it is neither a folder nor a name for a repository.
         ValueError: If a folder has a revision, or there are two.

@@ -226,7 +226,14 @@ def mechanism_config(own: dict[str, Any], path: Path) -> MechanismConfig:
 
     Unknown entries beside them are named in the log. Options unknown here are an error, unless a newer version of this
     package wrote them: a version that adds an option without which the model would compute something else also raises
-    the format number, so that the others can be left out. That is said in the log.
+    the format number, so that the others can be left out. That is logged.
+
+    Args:
+        own: A checked entry.
+        path: The file it comes from, for messages.
+
+    Returns:
+        The options.
 
     Raises:
         CheckpointError: If an option is unknown or out of its range.

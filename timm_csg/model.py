@@ -259,11 +259,17 @@ def is_differentiated(model: nn.Module) -> TypeGuard[DifferentiatedModel]:
 def plain(model: nn.Module) -> Iterator[nn.Module]:
     """Borrow the plain timm view of a model: timm's class and keys inside the block, the mechanism back afterwards.
 
-    For tools that look at the class or the keys: TorchScript, FX, timm's own writers. A plain model passes through.
+    For tools that look at the class or the keys: TorchScript, FX, timm's own writers.
+
+    Args:
+        model: A model; one that is not differentiated passes through.
+
+    Yields:
+        The same object.
 
     Example:
-        >>> import timm
-        >>> model = differentiate(timm.create_model("test_resnet"))
+        >>> import timm, timm_csg
+        >>> model = timm_csg.differentiate(timm.create_model("test_resnet"))
         >>> with plain(model) as borrowed:
         ...     "mechanism.owned" in borrowed.state_dict()
         False

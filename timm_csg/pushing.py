@@ -111,6 +111,18 @@ def push_folder(
     Only the checkpoint's own files are pushed: config, weights, mechanism, ``metrics.json``, ``README.md`` and
     ``assets/*.png``. The folder's README is used if the repository has none.
 
+    Args:
+        folder: The checkpoint.
+        repo_id: See ``push_to_hub``, as all that follow.
+        private: Whether a new repository is private.
+        token: With write permission.
+        revision: Branch to push to.
+        create_pr: Open a pull request instead.
+        commit_message: First line of the commit.
+
+    Returns:
+        The commit, see ``push_to_hub``.
+
     Raises:
         CheckpointError: If the folder holds no complete checkpoint.
         HubError: If the Hub cannot be reached or refuses, saying why and what to do.

@@ -119,6 +119,13 @@ def with_counters(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
 def misfits(found: Mapping[str, Header], expected: Mapping[str, Tensor]) -> list[str]:
     """What keeps tensors from being loaded into a model: keys that are missing or unexpected, shapes, kinds of numbers.
 
+    Args:
+        found: What a file or state dict has, by key.
+        expected: The state dict of the model.
+
+    Returns:
+        One phrase for each problem; empty if the tensors fit.
+
     Example:
         >>> misfits({"bias": Header((3,), "F")}, {"weight": torch.ones(1), "bias": torch.ones(2)})
         ['missing weight', 'bias has shape [3] instead of [2]']

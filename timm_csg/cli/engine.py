@@ -108,6 +108,9 @@ class Training(TrainingMixin):
 
         Args:
             plain: This process's share of the training images, without augmentation.
+
+        Raises:
+            TrainingError: If a frozen backbone is to be fitted by several processes.
         """
         if not self.assigns:
             return
@@ -124,6 +127,11 @@ class Training(TrainingMixin):
 
     def run(self, train: Loader, validation: Loader, display: Display) -> None:
         """Train the epochs that are left; after each one the state is on disk.
+
+        Args:
+            train: Shuffled batches.
+            validation: This process's share of the validation images.
+            display: Told of every batch and epoch.
 
         Raises:
             TrainingError: If the loss or a weight is not finite any more, or the state cannot be written.

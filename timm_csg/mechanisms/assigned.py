@@ -174,7 +174,15 @@ class AssignedFilters(Mechanism):
         _read_assignment(self)
 
     def responses(self, features: Tensor, head: Head) -> Tensor:
-        """One response per picture and filter [batch, filters]: as the head pools it, or else the mean over places."""
+        """One response per picture and filter: as the head pools it, or else the mean over places.
+
+        Args:
+            features: Of the last stage [batch, filters, height, width], channels last or tokens in the model's layout.
+            head: The model's head.
+
+        Returns:
+            Responses [batch, filters], in the unit of the features.
+        """
         if head.kind == "linear" and not head.pools_by_mean:
             return head.pooled(features).flatten(1)
         if features.ndim == 4 and not self.channels_last:
@@ -182,9 +190,15 @@ class AssignedFilters(Mechanism):
         return features.flatten(1, -2).mean(dim=1)
 
     def evidence(self, features: Tensor, head: Head, *, update_statistics: bool = False) -> Tensor:
-        """Standardised, scaled responses, float32 or wider [batch, filters].
+        """Standardised, scaled responses, as a batch norm makes them: by the batch in training, else as kept.
 
-        As a batch norm does it: by the batch's own statistics in training, else by those kept.
+        Args:
+            features: See ``responses``.
+            head: The model's head.
+            update_statistics: Whether the kept mean and variance move towards those of the batch, in training.
+
+        Returns:
+            Evidence [batch, filters] in standard deviations times the learned scale, float32 or wider.
         """
         responses = self.responses(features, head)
         responses = responses.to(torch.promote_types(responses.dtype, torch.float32))
@@ -205,7 +219,7 @@ class AssignedFilters(Mechanism):
         return standardised * self.scale
 
     def gated_logits(self, features: Tensor, targets: Tensor | None, head: Head) -> Tensor:
-        """Logits [batch, classes]: the mean evidence of a class's own filters, plus its bias."""
+        """Logits [batch, classes]: the mean evidence of a class's own filters, plus its bias; needs no targets."""
         evidence = self.evidence(features, head)
         own = self.owned.to(evidence.dtype)
         return F.linear(evidence, own / own.sum(dim=1, keepdim=True), self.bias.to(evidence.dtype))
