@@ -37,6 +37,8 @@ class ExplainedModel(nn.Module):
 
     weight: Tensor
     places: Tensor
+    rows: Tensor
+    columns: Tensor
 
     def __init__(
         self, model: DifferentiatedModel, outputs: Sequence[str], upsample: bool, input_size: tuple[int, int, int]
@@ -83,6 +85,9 @@ class ExplainedModel(nn.Module):
             self.missing["map"] = f"the head of {kind} reads only a class token, which has no place in the image"
         else:
             self.register_buffer("places", places[self.prefix :])
+            grid = self._responses(features).shape[2:]
+            for name, cells, pixels in zip(("rows", "columns"), grid, self.images.shape[2:], strict=True):
+                self.register_buffer(name, _bilinear(cells, pixels).to(self.images))
 
     def forward(self, images: Tensor, target: Tensor | None = None) -> dict[str, Tensor]:
         """All outputs by name, in the order of ``outputs``."""
@@ -97,7 +102,7 @@ class ExplainedModel(nn.Module):
             maps = self.weight[chosen][:, None] @ responses.flatten(2) * self.places
             maps = maps.unflatten(2, responses.shape[2:])
             if self.upsample:
-                maps = F.interpolate(maps, size=images.shape[-2:], mode="bilinear", align_corners=False)
+                maps = self.rows @ maps @ self.columns.T
             found["map"] = maps.squeeze(1)
         found["responses"] = responses
         return {name: found[name] for name in self.outputs}
@@ -108,6 +113,11 @@ class ExplainedModel(nn.Module):
             return features.permute(0, 3, 1, 2) if is_channels_last(self.model) else features
         tokens = features[:, self.prefix :].transpose(1, 2)
         return tokens if self.grid is None else tokens.unflatten(2, self.grid)
+
+
+def _bilinear(cells: int, pixels: int) -> Tensor:
+    """What each cell counts in each pixel of one side [pixels, cells]: two small products beat a general resize."""
+    return F.interpolate(torch.eye(cells)[None], size=pixels, mode="linear", align_corners=False)[0].T.contiguous()
 
 
 def _why_no_evidence(model: DifferentiatedModel) -> str | None:

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from timm_csg import labels
 from timm_csg.checkpoint import replacing
 from timm_csg.model import is_differentiated
+from timm_csg.plots.colours import filter_colour
 from timm_csg.plots.reporting import words
 from timm_csg.plots.reporting.book import Book, Limits, make_book
 from timm_csg.plots.reporting.facts import class_facts, filter_facts, sharing
 from timm_csg.plots.reporting.findings import find_out
 from timm_csg.plots.reporting.matrices import script_data, shown_matrices
+from timm_csg.plots.reporting.pairs import Pair, make_pairs
 from timm_csg.version import __version__
 
 _MOST_BYTES = 10_000_000
@@ -92,8 +94,10 @@ def report(
         standard_accuracy = None if is_differentiated(reference) else compared[1]["accuracy"]
     findings = find_out(model, loader, standard_accuracy)
     limits = Limits()
-    while len(html := _html(make_book(model, loader, findings, names, title, compared, limits))) > _MOST_BYTES:
-        if limits == limits.tighter():
+    while True:
+        book = make_book(model, loader, findings, names, title, compared, limits)
+        html = _html(book, make_pairs(model, loader, book))
+        if len(html) <= _MOST_BYTES or limits == limits.tighter():
             break
         limits = limits.tighter()
     with replacing(path) as temporary:
@@ -106,9 +110,9 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _html(book: Book) -> bytes:
+def _html(book: Book, pairs: list[Pair]) -> bytes:
     assets = {name: (_FILES / file).read_text(encoding="utf-8") for name, file in _ASSETS.items()}
-    return _templates().get_template("report.html").render(book=book, **assets).encode("utf-8")
+    return _templates().get_template("report.html").render(book=book, pairs=pairs, **assets).encode("utf-8")
 
 
 @functools.cache
@@ -122,7 +126,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": words.percent, "on_scale": words.on_scale, "policy_hash": _policy_hash}
-    environment.globals |= {"count": words.count, "measures": words.measures}
+    environment.globals |= {"count": words.count, "measures": words.measures, "filter_colour": filter_colour}
     environment.globals |= {
         "version": __version__,
         "versions": _VERSIONS,
