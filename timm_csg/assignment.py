@@ -230,11 +230,9 @@ def features_of(
     """
     device = next(model.parameters()).device
     with evaluating(model):
-        for images, targets in checked_batches(loader):
+        for images, targets in checked_batches(loader, progress):
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
                 yield seen_features(model, images.to(device, non_blocking=True)), targets.to(device)
-            if progress is not None:
-                progress(len(targets))
 
 
 def find_assigned(model: Any) -> tuple[DifferentiatedModel, AssignedFilters]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,8 +43,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def checked_batches(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+def checked_batches(
+    loader: Iterable[Any], progress: Callable[[int], None] | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of a loader, each checked.
+
+    Args:
+        loader: Yields (images, class indices).
+        progress: Called with the number of images when a batch is done.
 
     Raises:
         TypeError: If one is no pair of images and targets, or the images are not floating-point numbers.
@@ -65,3 +71,5 @@ def checked_batches(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
                 f"{images.dtype}; see timm.data.create_transform."
             )
         yield images, targets
+        if progress is not None:
+            progress(len(targets))

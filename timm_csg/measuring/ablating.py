@@ -67,7 +67,7 @@ def ablate(
     kept = tally.kept.to(device)
     linear, is_first = None, True
     with evaluating(model):
-        for images, targets in checked_batches(loader):
+        for images, targets in checked_batches(loader, progress):
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
                 features = timm_model.forward_features(images.to(device))
                 width = features.shape[1 if features.ndim == 4 and not is_channels_last(model) else -1]
@@ -85,8 +85,6 @@ def ablate(
                 hits = hits_of_product(pooled_responses(model, features), targets, *linear, kept)
             tally.add(hits, targets)
             is_first = False
-            if progress is not None:
-                progress(len(targets))
     return tally.result()
 
 

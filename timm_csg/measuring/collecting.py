@@ -199,7 +199,7 @@ def _batches(
     """The columns of ``Activations`` for each batch, on the CPU."""
     timm_model: Any = model  # its methods are not in nn.Module's type
     device = next(model.parameters()).device
-    for images, targets in checked_batches(loader):
+    for images, targets in checked_batches(loader, progress):
         if targets.ndim != 1 or targets.is_floating_point():
             raise ValueError(f"targets must be class indices [batch], but have shape {list(targets.shape)}.")
         images, targets = images.to(device, non_blocking=True), targets.to(device)
@@ -212,8 +212,6 @@ def _batches(
                 outputs.append(timm_model.forward_head(features, targets=rows))
         pooled, *logits = (tensor.float().cpu() for tensor in outputs)
         yield pooled, targets.long().cpu(), *logits
-        if progress is not None:
-            progress(len(targets))
 
 
 def _write(batches: Iterable[tuple[Tensor, ...]], folder: Path, *, may_be_empty: bool = False) -> list[Tensor]:

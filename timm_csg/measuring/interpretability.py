@@ -177,7 +177,7 @@ def part_interpretability(
         hits: dict[int, Tensor] = {}
         counts: dict[int, Tensor] = {}
         start, covered = 0, None
-        for images, targets in checked_batches(loader):
+        for images, targets in checked_batches(loader, progress):
             size, stop = (int(images.shape[2]), int(images.shape[3])), start + len(images)
             check_regions(parts, stop, 3, size, "parts")
             if covered is None:
@@ -193,8 +193,6 @@ def part_interpretability(
                 hits[target] = hits.get(target, 0) + found
                 counts[target] = counts.get(target, 0) + parts_of_one.any(dim=1).float().cpu()
             start = stop
-            if progress is not None:
-                progress(len(targets))
     if start != len(parts) or diameter is None:
         raise ValueError(f"parts have {len(parts)} rows, but the loader yields {start} images.")
     num_classes = max(hits) + 1 if num_classes is None else num_classes

@@ -60,19 +60,17 @@ def scored(
 ) -> Localisation:
     """Summary of the scores [batch] that a function gives to images, class indices and object masks."""
     scores, classes, seen = [], [], []
-    for images, targets, masks in batches(loader, objects):
+    for images, targets, masks in batches(loader, objects, progress):
         scores.append(score(images, targets, masks))
         classes.append(targets)
         seen.append(masks.flatten(1).any(dim=1))
-        if progress is not None:
-            progress(len(targets))
     return per_image(torch.cat(scores), torch.cat(classes), torch.cat(seen))
 
 
-def batches(loader: Loader, objects: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def batches(loader: Loader, objects: Tensor, progress: Progress = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Images, class indices and object masks."""
     start = 0
-    for images, targets in checked_batches(loader):
+    for images, targets in checked_batches(loader, progress):
         stop, size = start + len(images), (int(images.shape[2]), int(images.shape[3]))
         check_regions(objects, stop, 2, size, "objects")
         yield images, targets.cpu().long(), region_masks(objects, slice(start, stop), *size)

@@ -59,15 +59,13 @@ def activmap(
         kept, targets, masks = [], [], []
         chunk = 1
         with evaluating(model), torch.no_grad():
-            for images, labels, truth in batches(loader, objects):
+            for images, labels, truth in batches(loader, objects, progress):
                 maps = seen_maps(model, images.to(next(model.parameters()).device))
                 num_filters, positions = maps.shape[1], maps.shape[2] * maps.shape[3]
                 chunk = max(1, max_bytes // (4 * len(objects) * positions))
                 kept.append(maps[:, start : start + chunk].float().cpu().contiguous())
                 targets.append(labels)
                 masks.append(truth)
-                if progress is not None:
-                    progress(len(labels))
         if not any(bool(truth.any()) for truth in masks):
             raise ValueError("no image contains an object; check that the boxes are in pixels of the model's input.")
         maps, classes, truth = torch.cat(kept), torch.cat(targets), torch.cat(masks)

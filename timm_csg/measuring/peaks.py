@@ -50,7 +50,7 @@ def collect_peaks(
     image_size: tuple[int, int] | None = None
     centres: Any = None
     with evaluating(model):
-        for images, targets in checked_batches(loader):
+        for images, targets in checked_batches(loader, progress):
             size = (int(images.shape[2]), int(images.shape[3]))
             if image_size is None:
                 image_size, centres = size, receptive_field(model, size, channels=images.shape[1])
@@ -62,8 +62,6 @@ def collect_peaks(
                 maps = seen_features(model, images.to(device, non_blocking=True)).float()
             found = peak_places(maps, centres.centre_y, centres.centre_x, channels_last=is_channels_last(model))
             parts.append((found[0].cpu(), found[1].cpu(), targets.cpu().long()))
-            if progress is not None:
-                progress(len(targets))
     if image_size is None:
         raise ValueError("the loader is empty: it yielded no images.")
     strength, place, targets = (torch.cat(column) for column in zip(*parts, strict=True))
