@@ -33,7 +33,7 @@ def owners(class_filter_matrix: Tensor) -> Tensor:
     """The class that owns each filter: the one it serves most, by gate, assignment or mutual information.
 
     Args:
-        class_filter_matrix: [classes, filters].
+        class_filter_matrix: Gate, assignment or mutual information [classes, filters], 0 or more.
 
     Returns:
         Class indices, int64 [filters]: the first one where several tie, -1 for a filter that serves none.
