@@ -18,7 +18,7 @@ from frozen_animals import choose, frozen_features
 from torch import Tensor, nn
 
 import timm_csg
-from timm_csg import explain, metrics
+from timm_csg import explain, measuring, metrics
 
 PAIRS, DRAWS = 20, 10
 
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     images, targets = (torch.cat(parts) for parts in zip(*animals.measured(), strict=True))
     for seed in args.seed:
         model, _ = fine_tuned(animals, args, args.rate[0], seed)
-        seen = metrics.collect(model, animals.measured())
+        seen = measuring.collect(model, animals.measured())
         pairs = confused_pairs(seen.logits, targets)
         owned = owners_of(model, seen.features, targets)
         found = {"method": args.method, "seed": seed, "accuracy": metrics.accuracy(seen.logits, targets)}
