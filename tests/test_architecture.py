@@ -68,9 +68,7 @@ ONLY_IN = {
 }
 FILE_LINES = 300
 # Files over the limit and how long each may be; to be emptied.
-LONGER = {
-    "timm_csg.numbers": 311,
-}
+LONGER: dict[str, int] = {}
 # Functions that hide the module of their name; to be emptied.
 SHADOWS = {
     "timm_csg.cli.push",

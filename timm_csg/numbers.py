@@ -96,28 +96,17 @@ GROUPS = {
     ),
 }
 
+# fmt: off
 NUMBERS = (
     Number(
-        "accuracy",
-        "accuracy",
-        "accuracy",
-        4,
-        "high",
-        "accu-\nracy",
-        "accuracy, standard path",
+        "accuracy", "accuracy", "accuracy", 4, "high", "accu-\nracy", "accuracy, standard path",
         gauge=Gauge(
-            "Correct answers",
-            "Share of the images that the network, as it would be used, assigns to the right class.",
+            "Correct answers", "Share of the images that the network, as it would be used, assigns to the right class.",
             "100%; always guessing the most frequent class gives {most_frequent:.1%}.",
         ),
     ),
     Number(
-        "gated_accuracy",
-        "accuracy",
-        "gated accuracy",
-        4,
-        head="gated",
-        title="accuracy, gated path",
+        "gated_accuracy", "accuracy", "gated accuracy", 4, head="gated", title="accuracy, gated path",
         gauge=Gauge(
             "Correct answers from own filters only",
             "The same, when each class may use only the filters that work for it.",
@@ -126,12 +115,7 @@ NUMBERS = (
     ),
     Number("gated_accuracy_uses_labels", "accuracy", is_summary=True),
     Number(
-        "mutual_information_score",
-        "information",
-        "MIS (nats)",
-        4,
-        "high",
-        "MIS",
+        "mutual_information_score", "information", "MIS (nats)", 4, "high", "MIS",
         "mutual-information score (MIS), nats",
         "MIS: what a filter tells about its best class, mean over filters, in nats; at most "
         "{mutual_information_bound:.3f} here.",
@@ -146,30 +130,19 @@ NUMBERS = (
     Number("mutual_information_score_interval", "information", note="Interval: 95 %, over images."),
     Number("mutual_information_bound", "information", title="largest MIS possible, nats"),
     Number(
-        "gate_density",
-        "gate",
-        "gate density",
-        3,
-        "low",
-        "den-\nsity",
+        "gate_density", "gate", "gate density", 3, "low", "den-\nsity",
         "gate density (1 / classes: each filter serves one class)",
         "density: mean gate, at least 1 / classes = {least_density:.3f}.",
         Gauge(
             "Classes per filter",
             "How many of the {classes} classes a filter works for, on average (gate density {gate_density:.3f}).",
-            "close to 1: every filter has one owner.",
-            shown="{mean_classes:.2f}",
+            "close to 1: every filter has one owner.", shown="{mean_classes:.2f}",
         ),
     ),
     Number("gate_binarity", "gate", "gate binarity"),
     Number("classes_per_filter", "gate", "classes per filter", 2, "low"),
     Number(
-        "owner_agreement",
-        "gate",
-        "owner agrees",
-        3,
-        "high",
-        "owner\nagrees",
+        "owner_agreement", "gate", "owner agrees", 3, "high", "owner\nagrees",
         "filters whose gate class is the one they tell most about",
         "owner agrees: share of filters whose gate class is the one they tell most about.",
         Gauge(
@@ -180,11 +153,7 @@ NUMBERS = (
     ),
     Number("chance_agreement", "gate"),
     Number(
-        "purity",
-        "gate",
-        "purity of the 20 strongest",
-        3,
-        "high",
+        "purity", "gate", "purity of the 20 strongest", 3, "high",
         note="purity: share of one class among a filter's 20 strongest images.",
         gauge=Gauge(
             "Strongest images of one class",
@@ -194,8 +163,7 @@ NUMBERS = (
     ),
     Number("purity_floor", "gate", "  with shuffled labels", is_summary=True),
     Number(
-        "strongest_show_owner",
-        "gate",
+        "strongest_show_owner", "gate",
         gauge=Gauge(
             "Strongest images show the owner",
             "Of the nine images that a filter responds to most, the share that shows the class that owns it.",
@@ -209,28 +177,18 @@ NUMBERS = (
     Number("filter_owners_by", "gate", is_summary=True),
     Number("filters_per_class", "gate", is_summary=True),
     Number(
-        "class_without_its_filters",
-        "ablation",
-        "class without its filters",
-        3,
-        "low",
-        "class\nw/o",
+        "class_without_its_filters", "ablation", "class without its filters", 3, "low", "class\nw/o",
         "accuracy of a class without its own filters",
         "w/o: accuracy of a class without its own filters; others: of the other classes meanwhile.",
         Gauge(
             "A class without its own filters",
-            "Share of a class's images that are still recognised with its filters switched off, averaged over classes. "
-            "Meanwhile {other_classes:.1%} of the other classes' images are recognised.",
+            "Share of a class's images that are still recognised with its filters switched off, averaged over "
+            "classes. Meanwhile {other_classes:.1%} of the other classes' images are recognised.",
             "close to 0%, with the other classes unharmed: no other filters can stand in for those of the class.",
         ),
     ),
     Number(
-        "other_classes",
-        "ablation",
-        "  others meanwhile",
-        3,
-        "high",
-        "others",
+        "other_classes", "ablation", "  others meanwhile", 3, "high", "others",
         "accuracy of the other classes meanwhile",
     ),
     Number("class_with_only_its_filters", "ablation", "class with only its filters", best="high"),
@@ -249,19 +207,12 @@ NUMBERS = (
     Number("mono_score_floor", "filters", "  with shuffled images"),
     Number("explanations", "explanations"),
     Number(
-        "location_instability",
-        "parts",
-        "location instability",
-        4,
-        "low",
+        "location_instability", "parts", "location instability", 4, "low",
         note="instability: deviation of the distance between a filter's peak and a landmark, in image diagonals.",
     ),
     Number("location_instability_own_class", "parts", "  on the filter's own class", 4, "low"),
     Number(
-        "part_interpretability",
-        "parts",
-        "part interpretability",
-        best="high",
+        "part_interpretability", "parts", "part interpretability", best="high",
         note="interpretability: share of images in which a filter fits a part.",
     ),
     Number("part_interpretability_own_class", "parts", "  on the filter's own class", best="high"),
@@ -285,6 +236,7 @@ NUMBERS = (
     Number("adversarial", "adversarial"),
     Number("adversarial_images", "adversarial"),
 )
+# fmt: on
 SUMMARY = tuple(number.key for number in NUMBERS if number.head or number.title or number.is_summary)
 LABELS_GIVEN = "the label gate is given the true label: this says nothing about new images."
 
