@@ -185,7 +185,7 @@ class InterpretableFilters(Mechanism):
         height, width = maps.shape[-2:]
         if self.config.variant == "paper":
             table = template_table(height, width, self.config.beta, maps.device).clamp(min=low)
-            return F.embedding(peak(maps), table.to(maps.dtype)).unflatten(-1, (height, width))
+            return F.embedding(peak(maps), table.to(maps.dtype)).reshape(maps.shape)
         size = math.sqrt(height * width)  # the authors' distances are in units of half a map, (size - 1) / 2
         beta = 2 * self.half_beta.float() * size / max(size - 1, 1)
         template = part_template(*centre_of_gravity(maps.float()), height, width, beta[:, None, None])
