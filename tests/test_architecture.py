@@ -26,6 +26,7 @@ LEVELS = {
     "timm_csg.mechanisms.base": 0,
     "timm_csg.metrics": 0,
     "timm_csg.labels": 0,
+    "timm_csg.pictures": 0,
     "timm_csg.tensors": 0,
     "timm_csg.mechanisms": 1,
     "timm_csg.head": 1,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from timm.data import resolve_data_config
+from timm.models import get_model_input_config
 from torch import nn
 
 from timm_csg.checks import nearest, whole
@@ -130,3 +132,29 @@ def data_config(preprocessing: Mapping[str, Any] | None) -> dict[str, Any] | Non
             f"{', '.join(_PREPROCESSING)}."
         )
     return {key: _PREPROCESSING[key](value) for key, value in preprocessing.items() if value is not None}
+
+
+def input_config(model: Any, img_size: int | None = None) -> dict[str, Any]:
+    """How a model wants its pictures: input size, normalisation, interpolation and crop, for ``create_transform``.
+
+    Args:
+        model: A timm model.
+        img_size: Side of the pictures in pixels; None: the model's.
+
+    Returns:
+        What ``timm.data.resolve_data_config`` makes of the model's ``pretrained_cfg``.
+
+    Example:
+        >>> import timm
+        >>> config = input_config(timm.create_model("test_resnet", in_chans=1))
+        >>> config["input_size"], config["mean"]
+        ((1, 160, 160), (0.5,))
+    """
+    size = tuple(get_model_input_config(model)["input_size"])
+    if img_size is not None:
+        size = (size[0], img_size, img_size)
+    args: dict[str, Any] = {"input_size": size}
+    if size[0] == 1 and len(model.pretrained_cfg["mean"]) != 1:  # it still has that of the colour images
+        args |= {"mean": (0.5,), "std": (0.5,)}
+    config: dict[str, Any] = resolve_data_config(args, pretrained_cfg=model.pretrained_cfg)
+    return config

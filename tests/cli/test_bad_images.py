@@ -11,8 +11,9 @@ from timm_csg.cli import train as train_module
 from timm_csg.cli.build import data_config
 from timm_csg.cli.data import load_data
 from timm_csg.cli.distributed import Processes
-from timm_csg.cli.images import CheckedImages, ImageError, convert
+from timm_csg.cli.images import CheckedImages
 from timm_csg.cli.settings import TrainSettings
+from timm_csg.pictures import ImageError, convert
 
 OPTIONS = {"model": "test_resnet", "img_size": 32, "workers": 0, "batch_size": 4, "epochs": 1, "device": "cpu"}
 

@@ -8,8 +8,10 @@ import pytest
 from cli.folders_of_pictures import fill, make_splits, picture, train
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
-from timm_csg.cli import folders, main
-from timm_csg.cli.folders import PictureFolder, shown
+from timm_csg import pictures
+from timm_csg.cli import main
+from timm_csg.cli.folders import PictureFolder
+from timm_csg.pictures import shown
 
 
 def names(root, **options):
@@ -36,7 +38,7 @@ def test_hidden_folders_and_those_of_macos_are_no_classes_and_are_named(tmp_path
 
 @pytest.mark.parametrize("suffix", ["webp", "tif", "bmp", "gif", "JPG", "avif"])
 def test_every_kind_that_pillow_reads_is_a_picture(suffix, tmp_path):
-    if f".{suffix.lower()}" not in folders.picture_suffixes():
+    if f".{suffix.lower()}" not in pictures.picture_suffixes():
         pytest.skip(f"this Pillow reads no {suffix}")
     fill(tmp_path / "cat", 3, suffix)
     assert len(PictureFolder(tmp_path)) == 3

@@ -13,7 +13,7 @@ from PIL import Image
 import timm_csg
 from timm_csg.cli import main
 from timm_csg.cli.explain import explain
-from timm_csg.cli.images import convert, image_mode, read_image
+from timm_csg.pictures import convert, image_mode, read_image
 
 
 @pytest.fixture(scope="module")

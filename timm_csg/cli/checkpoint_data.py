@@ -13,10 +13,11 @@ from timm_csg.cli.checkpoints import load_model
 from timm_csg.cli.classes import class_names, match_classes
 from timm_csg.cli.data import has_validation, open_split
 from timm_csg.cli.distributed import find_device
-from timm_csg.cli.images import CheckedImages, image_mode
+from timm_csg.cli.images import CheckedImages
 from timm_csg.cli.preprocessing import Loader, make_loader, model_input_config
 from timm_csg.cli.runs import RunFolder
 from timm_csg.cli.settings import DATA_OPTIONS, TrainSettings
+from timm_csg.pictures import image_mode
 
 
 class CheckpointAndData(NamedTuple):

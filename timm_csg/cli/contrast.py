@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from timm_csg.cli.folders import shown
 from timm_csg.explain import Contrast, PredictionExplanation, contrast
+from timm_csg.pictures import shown
 from timm_csg.plots import contrast_figure
 
 

@@ -15,9 +15,10 @@ from timm_csg import measuring
 from timm_csg.cli.classes import class_names, names_in, new_labels
 from timm_csg.cli.distributed import GlobalBatches, Processes
 from timm_csg.cli.folders import PictureFolder
-from timm_csg.cli.images import CheckedImages, image_mode
+from timm_csg.cli.images import CheckedImages
 from timm_csg.cli.preprocessing import Loader, make_loader, with_sampler
 from timm_csg.cli.settings import DIGITS, TrainSettings
+from timm_csg.pictures import image_mode
 
 _NAMED_KINDS = ("torch", "hfds", "hfids", "tfds", "wds")
 

@@ -24,13 +24,12 @@ from timm_csg.cli.classes import class_names, match_classes
 from timm_csg.cli.commands.explain import FILTERS, METHODS
 from timm_csg.cli.contrast import Versus, versus_class
 from timm_csg.cli.data import open_split
-from timm_csg.cli.folders import find_pictures, shown
-from timm_csg.cli.images import ImageError
 from timm_csg.cli.preprocessing import read_input
 from timm_csg.cli.runs import folder_for_results
 from timm_csg.cli.settings import IMAGE_OPTIONS, TrainSettings
 from timm_csg.cli.spelling import check_choice, did_you_mean, file_stem
 from timm_csg.explain import PredictionExplanation
+from timm_csg.pictures import ImageError, find_pictures, shown
 from timm_csg.plots import overlay
 from timm_csg.plots.reporting.pictures import displayable
 

@@ -6,111 +6,16 @@ counted and named.
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import logging
 import os
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
 from timm.data.readers.reader import Reader
 from timm.utils.misc import natural_key
 
-_logger = logging.getLogger(__name__)
-_NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # need other programs, or hold no pixels
-_JUNK = {"thumbs.db", "desktop.ini"}
-
-
-def shown(name: str) -> str:
-    r"""A file's name as text that every file, page and terminal can hold: NFC, escapes for what is not printable.
-
-    Example:
-        >>> shown("caf" + chr(0xDCE9)), shown("cafe" + chr(0x301)) == "café"
-        ('caf\\xe9', True)
-    """
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    text = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
-    return unicodedata.normalize("NFC", text)
-
-
-@dataclass
-class Found:
-    """What lies below a folder.
-
-    Attributes:
-        pictures: Files by the folder that holds them, both relative to the root.
-        ignored: How many files or folders were left out, and an example, by what they are.
-    """
-
-    pictures: dict[Path, list[Path]] = field(default_factory=dict)
-    ignored: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-    def ignore(self, kind: str, path: Path) -> None:
-        """Count something that is left out."""
-        count, example = self.ignored.get(kind, (0, shown(str(path))))
-        self.ignored[kind] = (count + 1, example)
-
-    def say_what_is_ignored(self, root: Path) -> None:
-        """One line in the log, once for each root."""
-        if self.ignored:
-            _warn_once(f"ignored in {shown(str(root))}: {self.summary()}")
-
-    def summary(self) -> str:
-        """What was ignored, with numbers and examples."""
-        parts = [f"{kind}: {count:,}, such as {example}" for kind, (count, example) in sorted(self.ignored.items())]
-        return "; ".join(parts)
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    _logger.warning(text)
-
-
-@functools.cache
-def picture_suffixes() -> frozenset[str]:
-    """Suffixes of files that Pillow reads, in lower case."""
-    Image.init()
-    known = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, kind in known if kind in Image.OPEN and kind not in _NO_PICTURES)
-
-
-def find_pictures(root: Path) -> Found:
-    """All pictures below a folder; hidden folders and links to a folder above are left out.
-
-    Args:
-        root: The folder; links to folders are followed.
-    """
-    found = Found()
-    for place, folders, files in os.walk(root, followlinks=True):
-        folder = Path(place).relative_to(root)
-        folders[:] = sorted(_visible(Path(place), folders, folder, found))
-        pictures = []
-        for name in sorted(files):
-            if name.startswith(".") or name.lower() in _JUNK:
-                continue
-            suffix = Path(name).suffix.lower()
-            if suffix in picture_suffixes():
-                pictures.append(folder / name)
-            else:
-                found.ignore(f"{shown(suffix)} files" if suffix else "files without suffix", folder / name)
-        if pictures:
-            found.pictures[folder] = pictures
-    return found
-
-
-def _visible(place: Path, names: list[str], folder: Path, found: Found) -> Iterator[str]:
-    for name in names:
-        if name.startswith(".") or name == "__MACOSX":
-            found.ignore("hidden folders", folder / name)
-        elif (place / name).is_symlink() and (place / name).resolve() in (here := place.resolve(), *here.parents):
-            found.ignore("links to a folder above", folder / name)
-        else:
-            yield name
+from timm_csg.pictures import Found, find_pictures, shown, visible
 
 
 class PictureFolder(Reader):  # type: ignore[misc]
@@ -152,7 +57,7 @@ class PictureFolder(Reader):  # type: ignore[misc]
         self.samples = sorted(samples, key=lambda sample: natural_key(sample[0]))
         used = {folder.parts[0] for folder in found.pictures}
         beside = [path.name for path in root.iterdir() if path.is_dir() and path.name not in used]
-        self.empty = sorted(shown(name) for name in _visible(root, beside, Path(), Found()) if name[0] != "_")
+        self.empty = sorted(shown(name) for name in visible(root, beside, Path(), Found()) if name[0] != "_")
 
     def __len__(self) -> int:
         return len(self.samples)

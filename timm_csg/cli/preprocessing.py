@@ -12,8 +12,8 @@ from timm.models import get_model_input_config
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from timm_csg.cli.images import image_mode, read_image
 from timm_csg.cli.settings import DIGITS, TrainSettings
+from timm_csg.pictures import image_mode, read_image
 
 
 class Loader(Protocol):
