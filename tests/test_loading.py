@@ -147,3 +147,15 @@ def test_checkpoint_of_frozen_batch_norms_loads(model, other, tmp_path):
     torch.save(model.state_dict(), tmp_path / "frozen.pth")
     load_checkpoint(other, tmp_path / "frozen.pth")
     assert torch.equal(other.layer1[0].bn1.running_mean, model.layer1[0].bn1.running_mean)
+
+
+def test_names_of_timm_models_are_no_checkpoints():
+    for name in ("resnet18", "resnet18.a1_in1k"):
+        with pytest.raises(timm_csg.CheckpointError, match=rf"timm.create_model\('{name}', pretrained=True\)"):
+            timm_csg.from_pretrained(name)
+
+
+def test_run_folder_is_answered_with_the_model_in_it(tmp_path, tiny_model):
+    timm_csg.save_pretrained(timm_csg.differentiate(tiny_model), tmp_path / "run" / "model")
+    with pytest.raises(timm_csg.CheckpointError, match=r"is the folder of a run; its model is in .*run/model"):
+        timm_csg.from_pretrained(tmp_path / "run")

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import timm
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -70,7 +71,10 @@ def from_pretrained(
     """
     repo_id, revision = parse_name(name, revision)
     if repo_id is None:
-        return load_directory(Path(str(name).removeprefix("local-dir:")))
+        folder = Path(str(name).removeprefix("local-dir:")).expanduser()
+        if not (folder / CONFIG).is_file() and (folder / "model" / CONFIG).is_file():
+            raise CheckpointError(f"{folder} is the folder of a run; its model is in {folder / 'model'}: load that.")
+        return load_directory(folder)
     options = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
     source = f"hf-hub:{repo_id}" + (f"@{revision}" if revision else "")
     folder = _download(repo_id, revision, source, force_download=force_download, **options)
@@ -121,6 +125,11 @@ def parse_name(name: str | os.PathLike[str], revision: str | None) -> tuple[str 
         )
     repo_id, _, named = text.removeprefix(prefix).partition("@")
     if not HUB_ID.fullmatch(repo_id):
+        if timm.is_model(repo_id.partition(".")[0]):
+            raise CheckpointError(
+                f"{repo_id} is a model of timm, which no mechanism was trained with; make it with "
+                f"timm_csg.differentiate(timm.create_model({repo_id!r}, pretrained=True)) and fine-tune it."
+            )
         raise CheckpointError(
             f"no checkpoint at {text}: the folder does not exist, and repositories are named 'user/name' or "
             "'hf-hub:user/name@revision'."

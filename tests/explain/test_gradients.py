@@ -118,12 +118,6 @@ def test_targets_are_the_predicted_class_unless_given(tiny_model, images, method
     assert torch.equal(method(tiny_model, images, 2), method(tiny_model, images, [2, 2, 2]))
 
 
-@pytest.mark.parametrize("targets", ["cat", ["cat", "dog", "cat"]])
-def test_names_as_targets_are_refused(tiny_model, images, targets):
-    with pytest.raises(TypeError, match=r"must be class indices, but are .*cat.*; pass the number of a class"):
-        gradient(tiny_model, images, targets)
-
-
 def test_images_of_a_batch_do_not_influence_each_other(tiny_model, images, targets):
     alone = torch.cat([guided_backprop(tiny_model, images[i : i + 1], targets[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(guided_backprop(tiny_model, images, targets), alone, rtol=1e-4, atol=1e-6)
@@ -140,11 +134,12 @@ def test_differentiated_model_gives_the_plain_models_signal(tiny_model, images, 
     ("bad", "error", "says"),
     [
         ({"images": torch.zeros(3, 64, 64)}, ValueError, r"images\[None\]"),
-        ({"images": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}, TypeError, "normalised as in training"),
+        ({"images": torch.zeros(1, 3, 64, 64, dtype=torch.bool)}, TypeError, "holds bool"),
         ({"images": [1, 2]}, TypeError, "floating-point tensor"),
         ({"targets": torch.tensor([0, 1])}, ValueError, "there are 3 images"),
         ({"targets": 5}, ValueError, "between 0 and 4"),
         ({"targets": torch.tensor([0.0, 1.0, 1.0])}, TypeError, "class indices"),
+        ({"targets": [None, 1, 2]}, TypeError, "pass the number of a class, counted from 0, or the name"),
         ({"model": nn.Linear(2, 2)}, TypeError, "not a timm classifier"),
     ],
 )

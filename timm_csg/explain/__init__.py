@@ -15,6 +15,7 @@ from timm_csg.explain.filters import (
     strongest_images,
 )
 from timm_csg.explain.gradients import activation_counts, deconvnet, gradient, guided_backprop
+from timm_csg.explain.inputs import Images, as_batch
 from timm_csg.explain.two_classes import Contrast, contrast
 from timm_csg.explain.why import FilterEvidence, PathEvidence, PredictionExplanation, explain_prediction
 
@@ -22,11 +23,13 @@ __all__ = [
     "ClassFilters",
     "Contrast",
     "FilterEvidence",
+    "Images",
     "Normalised",
     "PathEvidence",
     "PredictionExplanation",
     "StrongestImages",
     "activation_counts",
+    "as_batch",
     "cam",
     "class_filters",
     "coarse_map",

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_csg.checks import check_choice
+from timm_csg.explain.inputs import class_by_name
 from timm_csg.mechanisms.base import Mechanism
 from timm_csg.model import is_differentiated
 from timm_csg.running import check_whole
 from timm_csg.stage import check_supported, is_channels_last
 
 Path = Literal["standard", "gated"]
-Targets = Tensor | list[int] | int | None
+Targets = Tensor | list[int] | list[str] | int | str | None
 
 
 def unwrap(model: nn.Module) -> Any:
@@ -98,8 +99,8 @@ def prepare(model: Any, images: Tensor) -> Tensor:
     return images.detach().to(device=parameter.device, dtype=parameter.dtype, copy=True)
 
 
-def class_indices(targets: Targets, logits: Tensor) -> Tensor:
-    """Class indices [batch]: those given, one for all images, or the predicted ones.
+def class_indices(targets: Targets, logits: Tensor, model: Any = None) -> Tensor:
+    """Class indices [batch]: those given, one for all images, or the predicted ones; names are looked up in the model.
 
     Raises:
         TypeError, ValueError: If targets are not one class index per image.
@@ -107,11 +108,13 @@ def class_indices(targets: Targets, logits: Tensor) -> Tensor:
     batch, num_classes = logits.shape
     if targets is None:
         return logits.detach().argmax(dim=1)
+    targets = class_by_name(model, targets)
     try:
         indices = torch.as_tensor(targets, device=logits.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"targets must be class indices, but are {targets!r}; pass the number of a class, counted from 0."
+            f"targets must be class indices, but are {targets!r}; pass the number of a class, counted from 0, or the "
+            "name of one."
         ) from error
     if indices.is_floating_point() or indices.dtype == torch.bool or indices.is_complex():
         raise TypeError(f"targets must be class indices, but are {indices.dtype}; pass targets.argmax(1) for one-hot.")
@@ -163,7 +166,7 @@ def run_head(model: Any, features: Tensor, targets: Targets, path: Path = "stand
     leaf = features.detach().requires_grad_()
     with _behind_masks(model, leaf) as seen:
         logits = model.forward_head(leaf.clone())  # heads may work in place
-        indices = class_indices(targets, logits)
+        indices = class_indices(targets, logits, model)
     if path == "gated":
         with _behind_masks(model, leaf) as seen:
             logits = model.forward_head(leaf.clone(), targets=indices)

@@ -20,6 +20,7 @@ from timm_csg.explain._run import (
     run_stage,
 )
 from timm_csg.explain.gradients import backward_with_features
+from timm_csg.explain.inputs import Images, as_batch
 from timm_csg.head import effective_weight, find_classifier, probe_head
 from timm_csg.metrics.display import in_one_line
 from timm_csg.metrics.gate import owned_filters
@@ -41,7 +42,7 @@ class Normalised(NamedTuple):
     empty: Tensor
 
 
-def cam(model: nn.Module, images: Tensor, targets: Targets = None, *, upsample: bool = True) -> Tensor:
+def cam(model: nn.Module, images: Images, targets: Targets = None, *, upsample: bool = True) -> Tensor:
     """Class activation map: the classifier's weights of a class applied to every position of the last maps.
 
     M_c(x, y) = sum_k w_k^c f_k(x, y), the bias ignored (Zhou et al., CVPR 2016, https://arxiv.org/abs/1512.04150,
@@ -50,8 +51,9 @@ def cam(model: nn.Module, images: Tensor, targets: Targets = None, *, upsample: 
     Args:
         model: A timm classifier whose head is pooling → linear, plain or differentiated; left as found. Behind a
             mechanism that acts at inference (ICNN), the maps are the masked ones.
-        images: [batch, channels, height, width], normalised as in training.
-        targets: Class indices [batch], or one index for all images; None: the class predicted by the standard path.
+        images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
+        targets: Classes by index or name [batch], or one for all images; None: the class predicted by the standard
+            path.
         upsample: Bilinear, to the size of the images; otherwise on the grid of the stage.
 
     Returns:
@@ -69,6 +71,7 @@ def cam(model: nn.Module, images: Tensor, targets: Targets = None, *, upsample: 
         torch.Size([1, 2, 2])
     """
     with borrowed(model) as inner:
+        images = as_batch(inner, images)
         run = run_stage(inner, images, targets)
         if head_kind(inner, run.features) != "linear":
             raise ValueError(
@@ -83,7 +86,7 @@ def cam(model: nn.Module, images: Tensor, targets: Targets = None, *, upsample: 
 
 
 def grad_cam(
-    model: nn.Module, images: Tensor, targets: Targets = None, *, upsample: bool = True, path: Path = "standard"
+    model: nn.Module, images: Images, targets: Targets = None, *, upsample: bool = True, path: Path = "standard"
 ) -> Tensor:
     """Grad-CAM: the last maps, each weighted by the mean gradient of the class's logit, summed, negative parts cut.
 
@@ -94,8 +97,9 @@ def grad_cam(
     Args:
         model: Any timm classifier whose features form a grid, plain or differentiated; left as found. Behind a
             mechanism that acts at inference (ICNN), the maps are the masked ones.
-        images: [batch, channels, height, width], normalised as in training.
-        targets: Class indices [batch], or one index for all images; None: the class predicted by the standard path.
+        images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
+        targets: Classes by index or name [batch], or one for all images; None: the class predicted by the standard
+            path.
         upsample: Bilinear, to the size of the images; otherwise on the grid of the stage.
         path: Which logit: ``"standard"``, or ``"gated"``, that of the gated path: with label gating through the gate of
             the target class, with assigned filters through the class's own filters.
@@ -115,18 +119,19 @@ def grad_cam(
         torch.Size([1, 64, 64])
     """
     with borrowed(model) as inner:
+        images = as_batch(inner, images)
         return readable(_sized(_grad_cam(inner, run_stage(inner, images, targets, path), images), images, upsample))
 
 
-def guided_grad_cam(model: nn.Module, images: Tensor, targets: Targets = None) -> Tensor:
+def guided_grad_cam(model: nn.Module, images: Images, targets: Targets = None) -> Tensor:
     """Guided Grad-CAM: guided backprop times the upsampled Grad-CAM map; fine detail where the class is seen.
 
     Selvaraju et al., ICCV 2017, section 3.2. One pass through the backbone serves both.
 
     Args:
         model: A timm classifier whose activations are all ReLUs and whose features form a grid; left as found.
-        images: [batch, channels, height, width], normalised as in training.
-        targets: Class indices [batch], or one index for all images; None: the predicted class of each image.
+        images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
+        targets: Classes by index or name [batch], or one for all images; None: the predicted class of each image.
 
     Returns:
         [batch, channels, height, width], no unit.
@@ -142,6 +147,7 @@ def guided_grad_cam(model: nn.Module, images: Tensor, targets: Targets = None) -
         torch.Size([1, 3, 64, 64])
     """
     with borrowed(model) as inner:
+        images = as_batch(inner, images)
         signal, features, indices = backward_with_features(inner, images, targets, "guided")
         maps = _sized(_grad_cam(inner, run_head(inner, features, indices), images), images, upsample=True)
         return readable(signal * maps[:, None])
@@ -208,7 +214,7 @@ def own_filters(model: Any) -> Tensor:
 
 
 def coarse_map(
-    model: nn.Module, images: Tensor, targets: Targets = None, *, upsample: bool = True, path: Path = "standard"
+    model: nn.Module, images: Images, targets: Targets = None, *, upsample: bool = True, path: Path = "standard"
 ) -> Tensor:
     """ReLU(dy/dF) · F, summed over filters: like Grad-CAM, but every position keeps its own gradient.
 
@@ -216,8 +222,9 @@ def coarse_map(
 
     Args:
         model: Any timm classifier whose features form a grid, plain or differentiated; left as found.
-        images: [batch, channels, height, width], normalised as in training.
-        targets: Class indices [batch], or one index for all images; None: the class predicted by the standard path.
+        images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
+        targets: Classes by index or name [batch], or one for all images; None: the class predicted by the standard
+            path.
         upsample: Bilinear, to the size of the images; otherwise on the grid of the stage.
         path: Which logit, see ``grad_cam``.
 
@@ -234,6 +241,7 @@ def coarse_map(
         torch.Size([1, 2, 2])
     """
     with borrowed(model) as inner:
+        images = as_batch(inner, images)
         run = run_stage(inner, images, targets, path)
         gradient = _gradient_maps(inner, run, images)
         maps = (F.relu(gradient) * to_maps(inner, run.features, images)).sum(dim=1)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from timm_csg.checks import check_choice, whole
+from timm_csg.explain.inputs import Images, as_batch
 from timm_csg.running import evaluating
 from timm_csg.stage import is_channels_last
 
@@ -27,7 +28,7 @@ Rectify = Literal["sum", "each", "absolute"]
 
 def factor_maps(
     encoder: nn.Module,
-    images: Tensor,
+    images: Images,
     factors: int | Sequence[int] | None = None,
     *,
     layer: nn.Module | None = None,
@@ -50,7 +51,8 @@ def factor_maps(
     Args:
         encoder: ``encoder(images)`` returns the factors [batch, factors], or a pair (mean, log-variance) of that shape.
             Runs in eval mode; its modes and gradients are left as found.
-        images: [batch, channels, height, width], normalised as the encoder expects.
+        images: [batch, channels, height, width], normalised as the encoder expects; for timm models also pictures, see
+            ``as_batch``.
         factors: Which factors; None: all.
         layer: The module whose output [batch, filters, height, width] is explained. None: for timm models the last
             stage, otherwise the last module that outputs maps of more than one position.
@@ -74,6 +76,7 @@ def factor_maps(
         >>> factor_maps(encoder, torch.tensor([[[[4.0, 0.0]], [[0.0, 2.0]]]]), factors=0)
         tensor([[[[2., 0.]]]])
     """
+    images = as_batch(encoder, images)
     with _recorded(encoder, images, layer, target) as (maps, scores):
         wanted = _checked(factors, scores.shape[1])
         parts = [_weighted(maps, _gradient(scores[:, factor], maps), weights, rectify) for factor in wanted]
@@ -82,7 +85,7 @@ def factor_maps(
 
 def factor_activation_map(
     encoder: nn.Module,
-    images: Tensor,
+    images: Images,
     factors: int | Sequence[int] | None = None,
     *,
     joint: Literal["mean", "sum"] = "mean",
@@ -96,7 +99,7 @@ def factor_activation_map(
 
     Args:
         encoder: See ``factor_maps``.
-        images: [batch, channels, height, width].
+        images: See ``factor_maps``.
         factors: Which factors; None: all.
         joint: ``"mean"``: the mean of the single maps, one backward pass for each factor, nothing cancels. ``"sum"``:
             the map of the sum of the factors, one backward pass in all; factors that pull in opposite directions
@@ -120,6 +123,7 @@ def factor_activation_map(
         tensor([[[1.0000, 0.5000]]])
     """
     check_choice("joint", joint, ("mean", "sum"))
+    images = as_batch(encoder, images)
     with _recorded(encoder, images, layer, target) as (maps, scores):
         wanted = _checked(factors, scores.shape[1])
         if joint == "sum":

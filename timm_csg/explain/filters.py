@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,8 +20,10 @@ from timm_csg.explain._run import (
     readable,
     resized,
     run_stage,
+    unwrap,
 )
 from timm_csg.explain.class_maps import head_kind
+from timm_csg.explain.inputs import Images, Loader, as_batch, image_batches
 from timm_csg.mechanisms.assigned import AssignedFilters
 from timm_csg.metrics.display import in_one_line
 from timm_csg.model import is_differentiated
@@ -68,13 +69,13 @@ class StrongestImages(NamedTuple):
     grid: tuple[int, int]
 
 
-def filter_maps(model: nn.Module, images: Tensor, filters: Filters = None, *, upsample: bool = True) -> Tensor:
+def filter_maps(model: nn.Module, images: Images, filters: Filters = None, *, upsample: bool = True) -> Tensor:
     """Where filters of the last stage respond: their maps as the standard path's head sees them.
 
     Args:
         model: Any timm classifier whose features form a grid, plain or differentiated; left as found. Behind a
             mechanism that acts at inference (ICNN), the maps are the masked ones.
-        images: [batch, channels, height, width], normalised as in training.
+        images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
         filters: Indices of the filters; None: all.
         upsample: Bilinear, to the size of the images; otherwise on the grid of the stage.
 
@@ -92,6 +93,7 @@ def filter_maps(model: nn.Module, images: Tensor, filters: Filters = None, *, up
         torch.Size([1, 2, 64, 64])
     """
     with borrowed(model) as inner, torch.no_grad():
+        images = as_batch(inner, images)
         features = masked(inner, inner.forward_features(prepare(inner, images)))
         maps = to_maps(inner, features, images)
         chosen = maps[:, _filter_indices(filters, maps.shape[1], maps.device)]
@@ -99,14 +101,15 @@ def filter_maps(model: nn.Module, images: Tensor, filters: Filters = None, *, up
 
 
 def class_filters(
-    model: nn.Module, images: Tensor, targets: Targets = None, *, top: int = 5, path: Path = "standard"
+    model: nn.Module, images: Images, targets: Targets = None, *, top: int = 5, path: Path = "standard"
 ) -> ClassFilters:
     """The filters that speak most for a class in each image, and how much of its logit each gives.
 
     Args:
         model: Any timm classifier, plain or differentiated; left as found.
-        images: [batch, channels, height, width], normalised as in training.
-        targets: Class indices [batch], or one index for all images; None: the class predicted by the standard path.
+        images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
+        targets: Classes by index or name [batch], or one for all images; None: the class predicted by the standard
+            path.
         top: How many filters.
         path: Which logit, see ``grad_cam``.
 
@@ -125,6 +128,7 @@ def class_filters(
         (torch.Size([1, 3]), True)
     """
     with borrowed(model) as inner:
+        images = as_batch(inner, images)
         run = run_stage(inner, images, targets, path)
         contribution = contributions(inner, run)
         check_top(top, contribution.shape[1])
@@ -154,7 +158,7 @@ def is_exact(model: Any, features: Tensor, path: Path) -> bool:
 
 def strongest_images(
     model: nn.Module,
-    loader: Iterable[Any],
+    loader: Loader,
     filters: Filters = None,
     *,
     top: int = 9,
@@ -164,7 +168,8 @@ def strongest_images(
 
     Args:
         model: Any timm classifier whose features form a grid, plain or differentiated; left as found.
-        loader: Yields image batches, or tuples that begin with them, in a fixed order: the result counts images.
+        loader: Yields image batches, or tuples that begin with them, in a fixed order: the result counts images. Or a
+            folder of pictures, which are counted by name.
         filters: Indices of the filters; None: all.
         top: Images per filter.
         by: Rank by the filter's ``"mean"`` over positions or its ``"max"``.
@@ -187,8 +192,7 @@ def strongest_images(
         raise ValueError(f"top must be an integer of at least 1, but is {top!r}.")
     best: StrongestImages | None = None
     seen = 0
-    for batch in loader:
-        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+    for images in image_batches(unwrap(model), loader):
         maps = filter_maps(model, images, filters, upsample=False).cpu()
         best = _merge(best, _ranked(maps, seen, by), top)
         seen += len(images)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_csg.explain._run import Targets, borrowed, class_indices, picked, prepare, readable
+from timm_csg.explain.inputs import Images, as_batch
 
 Rule = Literal["gradient", "deconvnet", "guided"]
 
@@ -44,14 +45,14 @@ _OTHERS = {
 _GATES = ("SigmoidBackward0", "HardsigmoidBackward0")
 
 
-def gradient(model: nn.Module, images: Tensor, targets: Targets = None) -> Tensor:
+def gradient(model: nn.Module, images: Images, targets: Targets = None) -> Tensor:
     """Gradient of the target class's logit with respect to the pixels.
 
     Args:
         model: A timm classifier, plain or differentiated; also one wrapped by ``torch.compile`` or DDP. Runs in eval
             mode; modes, gradients and buffers are left as found.
-        images: [batch, channels, height, width], normalised as in training.
-        targets: Class indices [batch], or one index for all images; None: the predicted class of each image.
+        images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
+        targets: Classes by index or name [batch], or one for all images; None: the predicted class of each image.
 
     Returns:
         [batch, channels, height, width], logit per unit of the normalised image, float32 for half-precision models.
@@ -68,10 +69,11 @@ def gradient(model: nn.Module, images: Tensor, targets: Targets = None) -> Tenso
         torch.Size([1, 3, 32, 32])
     """
     with borrowed(model) as inner:
+        images = as_batch(inner, images)
         return readable(backward(inner, images, targets, "gradient"))
 
 
-def deconvnet(model: nn.Module, images: Tensor, targets: Targets = None) -> Tensor:
+def deconvnet(model: nn.Module, images: Images, targets: Targets = None) -> Tensor:
     """The target class's logit projected back to the pixels by a deconvnet (Zeiler & Fergus, ECCV 2014).
 
     Convolutions are transposed, max pooling is undone with the switches of this image, and every ReLU keeps the
@@ -81,8 +83,8 @@ def deconvnet(model: nn.Module, images: Tensor, targets: Targets = None) -> Tens
     Args:
         model: A timm classifier whose activations are all ReLUs (module, functional, in place, used twice: all found);
             see ``gradient`` for the rest.
-        images: [batch, channels, height, width], normalised as in training.
-        targets: Class indices [batch], or one index for all images; None: the predicted class of each image.
+        images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
+        targets: Classes by index or name [batch], or one for all images; None: the predicted class of each image.
 
     Returns:
         [batch, channels, height, width], no unit.
@@ -98,16 +100,17 @@ def deconvnet(model: nn.Module, images: Tensor, targets: Targets = None) -> Tens
         torch.Size([1, 3, 32, 32])
     """
     with borrowed(model) as inner:
+        images = as_batch(inner, images)
         return readable(backward(inner, images, targets, "deconvnet"))
 
 
-def guided_backprop(model: nn.Module, images: Tensor, targets: Targets = None) -> Tensor:
+def guided_backprop(model: nn.Module, images: Images, targets: Targets = None) -> Tensor:
     """Gradient that at every ReLU drops what is negative from above or was negative below (Springenberg et al., 2015).
 
     Args:
         model: A timm classifier whose activations are all ReLUs, as for ``deconvnet``.
-        images: [batch, channels, height, width], normalised as in training.
-        targets: Class indices [batch], or one index for all images; None: the predicted class of each image.
+        images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
+        targets: Classes by index or name [batch], or one for all images; None: the predicted class of each image.
 
     Returns:
         [batch, channels, height, width], no unit.
@@ -123,10 +126,11 @@ def guided_backprop(model: nn.Module, images: Tensor, targets: Targets = None) -
         torch.Size([1, 3, 32, 32])
     """
     with borrowed(model) as inner:
+        images = as_batch(inner, images)
         return readable(backward(inner, images, targets, "guided"))
 
 
-def activation_counts(model: nn.Module, images: Tensor) -> dict[str, int]:
+def activation_counts(model: nn.Module, images: Images) -> dict[str, int]:
     """How often each activation function is applied between the pixels and the logits of one pass.
 
     Deconvnet and guided backprop need ReLU, ReLU6, Threshold or Clamp at 0 only. Sigmoids and softmaxes that multiply
@@ -134,7 +138,7 @@ def activation_counts(model: nn.Module, images: Tensor) -> dict[str, int]:
 
     Args:
         model: A timm classifier.
-        images: [batch, channels, height, width]; the first one is used.
+        images: As for ``gradient``; the first one is used.
 
     Returns:
         Number of calls by name.
@@ -145,6 +149,7 @@ def activation_counts(model: nn.Module, images: Tensor) -> dict[str, int]:
         {'ReLU': 12}
     """
     with borrowed(model) as inner:
+        images = as_batch(inner, images)
         leaf = prepare(inner, images[:1]).requires_grad_()
         rectifiers, others, _ = _activations(inner.forward_head(inner.forward_features(leaf)))
         return dict(sorted((Counter(name for _, name in rectifiers) + others).items()))
@@ -161,7 +166,7 @@ def backward_with_features(model: Any, images: Tensor, targets: Targets, rule: R
     features = model.forward_features(leaf)
     seen = features.clone()  # heads may work in place
     logits = model.forward_head(seen)
-    indices = class_indices(targets, logits)
+    indices = class_indices(targets, logits, model)
     if rule != "gradient":
         _set_rule(model, images, logits, rule)
     (signal,) = torch.autograd.grad(picked(logits, indices).sum(), leaf)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from timm_csg.explain._grid import to_maps
 from timm_csg.explain._run import Path, StageRun, Targets, borrowed, per_filter, prepare, readable, resized, run_head
 from timm_csg.explain.filters import check_top, contributions, filter_matrix, is_exact, shares
+from timm_csg.explain.inputs import Images, as_batch
 from timm_csg.metrics.display import in_one_line
 from timm_csg.metrics.gate import owners
 from timm_csg.model import is_differentiated
@@ -114,7 +115,7 @@ class PredictionExplanation:
 
 
 def explain_prediction(
-    model: nn.Module, images: Tensor, targets: Targets = None, *, top: int = 5
+    model: nn.Module, images: Images, targets: Targets = None, *, top: int = 5
 ) -> list[PredictionExplanation]:
     """Why each image is given its class: the filters that fired, where, and how much of the logit each gave.
 
@@ -123,8 +124,8 @@ def explain_prediction(
 
     Args:
         model: Any timm classifier, plain or differentiated; left as found.
-        images: [batch, channels, height, width], normalised as in training.
-        targets: Class indices [batch], or one index for all images, to ask "why not this class"; None: the class
+        images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
+        targets: Classes by index or name [batch], or one for all images, to ask "why not this class"; None: the class
             predicted by the standard path.
         top: Filters per image and path, at most.
 
@@ -143,6 +144,7 @@ def explain_prediction(
         (2, 'gated')
     """
     with borrowed(model) as inner:
+        images = as_batch(inner, images)
         with torch.no_grad():
             features = inner.forward_features(prepare(inner, images))
         run = run_head(inner, features, targets)
