@@ -7,6 +7,7 @@ python examples/plain_loop.py --paper  # the paper's label gate, alternating: on
 from __future__ import annotations
 
 import argparse
+import functools
 import tempfile
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from torch.nn import functional as F
 
 import timm_csg
 from timm_csg import measuring, metrics
-from timm_csg.recipes import RECIPES
 
 
 def batches(images: Tensor, targets: Tensor, size: int = 64, *, shuffle: bool = False) -> list[tuple[Tensor, Tensor]]:
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--paper", action="store_true", help="the paper's label gate instead of assigned filters")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--log", type=Path, help="folder for TensorBoard (pip install tensorboard); default: none")
     parser.add_argument("--output", type=Path, help="where to save the model; default: a temporary folder")
     args = parser.parse_args(arguments)
 
@@ -42,19 +43,21 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     test = batches(images[held_out], targets[held_out])
 
     model = timm.create_model("test_resnet", num_classes=10, in_chans=1, output_stride=8)
-    loop = timm_csg.TrainingMixin()
+    options = {"recipe": "assigned"}
     if args.paper:  # few steps, of which a third is gated, need a fast gate
-        model, gate_lr = timm_csg.differentiate(model, 10, "csg", sparsity_weight=2e-2, classes_per_filter=1.1), 1.0
-        loop.schedule = timm_csg.Alternating(period=3, gated=1)
-    else:
-        recipe = RECIPES["assigned"]
-        model, gate_lr = timm_csg.differentiate(model, mechanism=recipe.mechanism), recipe.gate_lr
-        loop.schedule = recipe.schedule
-    loop.assign_filters(model, batches(images[~held_out], targets[~held_out]))  # without augmentation, if there is any
-    groups = timm_csg.param_groups(model, lr=args.lr, gate_lr=gate_lr, weight_decay=5e-4)
-    optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
+        options = {"recipe": "paper", "gate_lr": 1.0, "sparsity_weight": 2e-2, "classes_per_filter": 1.1}
+    plain = batches(images[~held_out], targets[~held_out])  # without augmentation, if there is any
+    sgd = functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)
+    model, optimizer, loop, _ = timm_csg.setup(
+        model, lr=args.lr, loader=plain, optimizer=sgd, weight_decay=5e-4, **options
+    )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
 
+    writer = None
+    if args.log:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(args.log)
     for epoch in range(args.epochs):
         loop.set_epoch(epoch)
         model.train()
@@ -62,10 +65,15 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             losses = loop.losses(model, inputs, labels, F.cross_entropy)
             optimizer.zero_grad()
             losses["loss"].backward()
-            optimizer.step()
-            loop.after_step(model)  # or loop.attach(optimizer, model), once, before the loop
+            optimizer.step()  # setup() attached the loop to it: every step ends in a projection
         scheduler.step()
-        print(f"epoch {epoch + 1:2}, {loop.path:8} path: loss {losses['loss']:.3f}")
+        numbers = {name: float(value) for name, value in losses.items() if value.ndim == 0}
+        print(f"epoch {epoch + 1:2}, {loop.path:8} path: " + ", ".join(f"{k} {v:.3f}" for k, v in numbers.items()))
+        for name, value in numbers.items() if writer else ():
+            writer.add_scalar(f"train/{name}", value, epoch + 1)
+
+    if writer:
+        writer.close()
 
     with tempfile.TemporaryDirectory() as folder:
         model = timm_csg.from_pretrained(timm_csg.save_pretrained(model, args.output or folder))  # in eval mode

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from timm_csg.model import DifferentiatedModel, PathOutputs, is_differentiated, plain
     from timm_csg.pushing import push_to_hub
     from timm_csg.schedule import Alternating, Joint
+    from timm_csg.setting_up import Setup, setup
     from timm_csg.stage import Stage, find_stage
     from timm_csg.training import Progress, TrainingMixin
 
@@ -69,6 +70,7 @@ __all__ = [
     "PICNNConfig",
     "PathOutputs",
     "Progress",
+    "Setup",
     "Stage",
     "TrainingMixin",
     "__version__",
@@ -88,6 +90,7 @@ __all__ = [
     "push_to_hub",
     "register_mechanism",
     "save_pretrained",
+    "setup",
     "undifferentiate",
 ]
 _MODULES = ("explain", "judging", "measuring", "metrics", "plots", "recipes")
@@ -122,6 +125,7 @@ _NAMES = {
     "model": ("DifferentiatedModel", "PathOutputs", "is_differentiated", "plain"),
     "pushing": ("push_to_hub",),
     "schedule": ("Alternating", "Joint"),
+    "setting_up": ("Setup", "setup"),
     "stage": ("Stage", "find_stage"),
     "training": ("Progress", "TrainingMixin"),
 }

@@ -10,8 +10,9 @@ from torch import nn
 
 from timm_csg.checks import whole
 from timm_csg.head import check_logits
-from timm_csg.mechanisms.base import MechanismConfig, resolve_config
+from timm_csg.mechanisms.base import MechanismConfig
 from timm_csg.model import DifferentiatedModel, differentiated_class, make_mechanism, probe_in_advance
+from timm_csg.recipes import mechanism_of
 from timm_csg.stage import check_supported
 
 _logger = logging.getLogger(__name__)
@@ -20,7 +21,9 @@ _logger = logging.getLogger(__name__)
 def differentiate(
     model: nn.Module,
     num_classes: int | None = None,
-    mechanism: str | MechanismConfig | Sequence[str | MechanismConfig] = "assigned",
+    mechanism: str | MechanismConfig | Sequence[str | MechanismConfig] | None = None,
+    *,
+    recipe: str | None = None,
     **options: Any,
 ) -> DifferentiatedModel:
     """Make a timm model interpretable by training: in place, returns the same object.
@@ -28,13 +31,15 @@ def differentiate(
     Without targets the model computes what it computed before (not so ICNN, whose mask acts at every forward). The
     default, assigned filters, wants ``assign_filters(model, loader)`` before the first training step; after it the
     classifier uses a class's own filters only. ``mechanism="csg"`` is the paper's label gate. Do this before making the
-    optimizer, wrapping in DistributedDataParallel, or compiling.
+    optimizer, wrapping in DistributedDataParallel, or compiling; ``setup`` does all of it in the right order.
 
     Args:
         model: Any timm classifier whose features are one tensor: 912 architectures with a map, 430 with tokens.
         num_classes: Classes to learn; if it differs from the model's, the classifier is reset, with a log line.
             None: keep.
         mechanism: Name of a mechanism, see ``list_mechanisms``, or its config; or a list of these, see ``ChainConfig``.
+            None: ``"assigned"``.
+        recipe: Instead of a mechanism, a name in ``timm_csg.recipes.RECIPES``: its mechanism with its options.
         **options: Fields of the mechanism's config, for example those of ``AssignedConfig``.
 
     Returns:
@@ -60,7 +65,7 @@ def differentiate(
         raise ValueError(
             f"{type(model).__name__} already has an attribute 'mechanism'; rename it before differentiating."
         )
-    mechanism_class, config = resolve_config(mechanism, options)
+    mechanism_class, config = mechanism_of(recipe, mechanism, options)
     timm_model: Any = model  # has more attributes than nn.Module declares
     given = timm_model.num_classes if num_classes is None else num_classes
     classes = whole(given) or 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from timm_csg.checks import check_choice
 from timm_csg.mechanisms.assigned import AssignedConfig
-from timm_csg.mechanisms.base import MechanismConfig
+from timm_csg.mechanisms.base import Mechanism, MechanismConfig, resolve_config
 from timm_csg.mechanisms.csg import CSGConfig
 from timm_csg.mechanisms.icnn import ICNNConfig
 from timm_csg.mechanisms.picnn import PICNNConfig
@@ -18,11 +21,11 @@ class Recipe:
 
     Attributes:
         summary: One line for tables and ``--help``.
-        mechanism: The options, for ``differentiate(model, num_classes, recipe.mechanism)``.
+        mechanism: The options; ``differentiate(model, num_classes, recipe="...")`` takes them from here.
         schedule: For ``TrainingMixin.schedule``.
         gate_lr: Learning rate of the gate. Not relative to that of the weights: gates live in [0, 1] whatever the
-            model. For SGD with a momentum of 0.9, except where the summary names another optimizer; Adam and its
-            relatives, whose steps do not shrink with the gradient, want a tenth.
+            model. For SGD with a momentum of 0.9, except where the summary names another optimizer; see
+            ``gate_rate``.
         separate_optimizers: Whether the paper's authors used one optimizer per path.
     """
 
@@ -31,6 +34,18 @@ class Recipe:
     schedule: Alternating | Joint
     gate_lr: float = 0.1
     separate_optimizers: bool = False
+
+    def gate_rate(self, optimizer: str) -> float:
+        """Learning rate of the gate with an optimizer of this name.
+
+        Adam and its relatives, whose steps do not shrink with the gradient, want a tenth of what SGD wants.
+
+        Example:
+            >>> RECIPES["paper"].gate_rate("sgd"), RECIPES["paper"].gate_rate("AdamW")
+            (0.1, 0.01)
+        """
+        has_momentum_only = optimizer.lower().startswith(("sgd", "momentum", "nesterov"))
+        return self.gate_lr if has_momentum_only or self.separate_optimizers else self.gate_lr / 10
 
 
 RECIPES = {
@@ -71,3 +86,37 @@ RECIPES = {
     ),
 }
 """By name: ``released``, ``paper``, ``joint``, ``assigned``, ``icnn``, ``picnn``."""
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by its name.
+
+    Raises:
+        ValueError: If there is none; the message lists them.
+    """
+    check_choice("recipe", name, tuple(RECIPES))
+    return RECIPES[name]
+
+
+def mechanism_of(
+    recipe: str | None,
+    mechanism: str | MechanismConfig | Sequence[str | MechanismConfig] | None,
+    options: dict[str, Any],
+) -> tuple[type[Mechanism], MechanismConfig]:
+    """The mechanism class and config of a recipe, with options over it, or of a mechanism; ``assigned`` by default.
+
+    Raises:
+        ValueError: If both are given, or see ``resolve_config``.
+        TypeError: See ``resolve_config``.
+
+    Example:
+        >>> mechanism_of("icnn", None, {"part_weight": 0.0})[1].strength
+        20.0
+    """
+    if recipe is None:
+        return resolve_config("assigned" if mechanism is None else mechanism, options)
+    if mechanism is not None:
+        raise ValueError(f"give a recipe or a mechanism, but got recipe={recipe!r} and mechanism={mechanism!r}.")
+    config = find_recipe(recipe).mechanism
+    mechanism_class, _ = resolve_config(config, {})
+    return resolve_config(mechanism_class.name, config.to_dict() | options)

@@ -62,8 +62,7 @@ def with_overrides(recipe: Recipe, settings: TrainSettings) -> Recipe:
         _, mechanism = resolve_config(name, options | (settings.option or {}))
     gate_lr = settings.gate_lr
     if gate_lr is None:
-        has_momentum_only = settings.opt.lower().startswith(("sgd", "momentum", "nesterov"))
-        gate_lr = recipe.gate_lr if has_momentum_only or recipe.separate_optimizers else recipe.gate_lr / 10
+        gate_lr = recipe.gate_rate(settings.opt)
     return replace(recipe, mechanism=mechanism, schedule=_schedule(recipe, settings), gate_lr=gate_lr)
 
 

@@ -85,8 +85,10 @@ def image_batches(model: Any, loader: Loader, size: int = 32) -> Iterator[Tensor
         for start in range(0, len(files), size):
             yield torch.stack([prepare(file) for file in files[start : start + size]])
         return
-    for batch in loader:
-        yield batch[0] if isinstance(batch, (tuple, list)) else batch
+    batches: Iterable[Any] = loader
+    for batch in batches:
+        images: Tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
+        yield images
 
 
 def class_by_name(model: Any, targets: Any) -> Any:
