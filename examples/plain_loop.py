@@ -7,7 +7,7 @@ python examples/plain_loop.py --paper  # the paper's label gate, alternating: on
 from __future__ import annotations
 
 import argparse
-import functools
+import importlib
 import tempfile
 from pathlib import Path
 
@@ -47,17 +47,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     if args.paper:  # few steps, of which a third is gated, need a fast gate
         options = {"recipe": "paper", "gate_lr": 1.0, "sparsity_weight": 2e-2, "classes_per_filter": 1.1}
     plain = batches(images[~held_out], targets[~held_out])  # without augmentation, if there is any
-    sgd = functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)
     model, optimizer, loop, _ = timm_csg.setup(
-        model, lr=args.lr, loader=plain, optimizer=sgd, weight_decay=5e-4, **options
+        model, lr=args.lr, loader=plain, optimizer="sgd", weight_decay=5e-4, **options
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
 
-    writer = None
-    if args.log:
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(args.log)
+    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(args.log) if args.log else None
     for epoch in range(args.epochs):
         loop.set_epoch(epoch)
         model.train()
@@ -69,11 +64,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         scheduler.step()
         numbers = {name: float(value) for name, value in losses.items() if value.ndim == 0}
         print(f"epoch {epoch + 1:2}, {loop.path:8} path: " + ", ".join(f"{k} {v:.3f}" for k, v in numbers.items()))
-        for name, value in numbers.items() if writer else ():
-            writer.add_scalar(f"train/{name}", value, epoch + 1)
-
-    if writer:
-        writer.close()
+        if writer:
+            writer.add_scalars("train", numbers, epoch + 1)
+            writer.flush()
 
     with tempfile.TemporaryDirectory() as folder:
         model = timm_csg.from_pretrained(timm_csg.save_pretrained(model, args.output or folder))  # in eval mode
