@@ -63,6 +63,7 @@ LEVELS = {
 ONLY_IN = {
     "jinja2": "timm_csg.plots.reporting",
     "matplotlib": "timm_csg.plots",
+    "pandas": ("timm_csg.metrics.frames", "timm_csg.explain.why"),  # the latter for types only
     "rich": "timm_csg.cli",
     "lightning": "timm_csg.integrations.lightning",
     "transformers": "timm_csg.integrations.transformers",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,14 @@ from timm_csg.explain._grid import to_maps
 from timm_csg.explain._run import Path, StageRun, Targets, borrowed, per_filter, prepare, readable, resized, run_head
 from timm_csg.explain.filters import check_top, contributions, filter_matrix, is_exact, shares
 from timm_csg.explain.inputs import Images, as_batch
-from timm_csg.metrics.display import in_one_line
+from timm_csg.labels import class_names
+from timm_csg.metrics.display import html_table, in_one_line
+from timm_csg.metrics.frames import frame_of_rows
 from timm_csg.metrics.gate import owners
 from timm_csg.model import is_differentiated
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @in_one_line
@@ -86,16 +92,66 @@ class PredictionExplanation:
         target: The explained class: the one asked for, or the one predicted by the standard path.
         standard: The standard path's evidence.
         gated: The gated path's evidence, through the gate of the explained class; None for plain models.
+        class_names: The model's names for its classes; None where it has none.
     """
 
     target: int
     standard: PathEvidence
     gated: PathEvidence | None
+    class_names: Sequence[str] | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         return (
-            f"PredictionExplanation(target={self.target}, predicted={self.predicted}, "
+            f"PredictionExplanation(target={self.name(self.target)}, predicted={self.name(self.predicted)}, "
             f"probability={self.probability:.3f}, {self.standard._shares})"
+        )
+
+    def _repr_html_(self) -> str:
+        title = f"Why {self.name(self.target)}? Predicted: {self.name(self.predicted)}; probability of "
+        title += f"{self.name(self.target)}: {self.probability:.1%}"
+        rows = [
+            {
+                "path": path.path,
+                "filter": found.filter,
+                "serves": "–" if found.owner is None else self.name(found.owner),
+                "response": f"{found.activation:.3g}",
+                "contribution": f"{found.contribution:+.3g}",
+                "share": f"{found.share:.1%} " + "▇" * round(20 * max(0.0, found.share)),
+            }
+            for path in self._paths
+            for found in path.filters
+        ]
+        return html_table(rows, title)
+
+    @property
+    def _paths(self) -> list[PathEvidence]:
+        return [path for path in (self.standard, self.gated) if path is not None]
+
+    def name(self, index: int) -> str:
+        """The name of a class, or its number where the model has no names."""
+        return str(index) if self.class_names is None else self.class_names[index]
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """A row for each filter that is named, of both paths: what ``FilterEvidence`` holds but for the map.
+
+        Raises:
+            ImportError: If pandas is missing.
+        """
+        return frame_of_rows(
+            [
+                {
+                    "target": self.name(self.target),
+                    "path": path.path,
+                    "filter": found.filter,
+                    "owner": None if found.owner is None else self.name(found.owner),
+                    "gate": found.gate,
+                    "activation": found.activation,
+                    "contribution": found.contribution,
+                    "share": found.share,
+                }
+                for path in self._paths
+                for found in path.filters
+            ]
         )
 
     @property
@@ -152,7 +208,8 @@ def explain_prediction(
         gated: list[PathEvidence] | list[None] = [None] * len(images)
         if is_differentiated(inner):
             gated = _path_evidence(inner, run_head(inner, features, run.targets, "gated"), images, "gated", top)
-    return [PredictionExplanation(*parts) for parts in zip(run.targets.tolist(), standard, gated, strict=True)]
+        names = class_names(inner)
+    return [PredictionExplanation(*parts, names) for parts in zip(run.targets.tolist(), standard, gated, strict=True)]
 
 
 def _path_evidence(model: Any, run: StageRun, images: Tensor, path: Path, top: int) -> list[PathEvidence]:

@@ -10,6 +10,7 @@ from timm_csg.metrics.adversarial import (
 )
 from timm_csg.metrics.class_specificity import class_correlation, class_selectivity, owner_purity, purity
 from timm_csg.metrics.filter_quality import class_independence, contrastiveness, mono_score, spatial_diversity
+from timm_csg.metrics.frames import to_dataframe
 from timm_csg.metrics.gate import (
     GateCounts,
     binarity,
@@ -95,6 +96,7 @@ __all__ = [
     "spatial_diversity",
     "summarize_similarity",
     "threshold_detection",
+    "to_dataframe",
     "top_filters",
     "verdict",
     "weight_similarity",
