@@ -49,12 +49,33 @@ def test_losses_are_those_of_the_path(model, images, targets, schedule, names):
     assert set(losses) == {"loss", "output", *names}
 
 
-def test_loss_is_the_weighted_sum_of_its_parts(make_model, images, targets):
+def test_gradient_of_the_loss_is_that_of_the_weighted_sum(make_model, images, targets):
     model = timm_csg.differentiate(make_model(), mechanism="csg", gated_weight=0.3, sparsity_weight=0.02).train()
+    parameters = list(model.parameters())
     losses = make_loop(Joint()).losses(model, images, targets, F.cross_entropy)
-    expected = losses["standard"] + 0.3 * losses["gated"] + 0.02 * losses["sparsity"]
-    torch.testing.assert_close(losses["loss"].detach(), expected)
-    assert losses["sparsity"] > 0
+    outputs = model(images, targets, paths=("standard", "gated"))
+    gated, sparsity = F.cross_entropy(outputs.gated, targets), outputs.losses["sparsity"]
+    total = F.cross_entropy(outputs.standard, targets) + 0.3 * gated + 0.02 * sparsity
+    found, expected = (torch.autograd.grad(loss, parameters) for loss in (losses["loss"], total))
+    torch.testing.assert_close(found, expected)
+    assert sparsity > 0
+
+
+@pytest.mark.parametrize("mechanism", ["assigned", "csg", "icnn"])
+def test_value_of_the_loss_is_the_criterion_on_the_output(make_model, images, targets, mechanism):
+    for schedule in (Joint(), Alternating(gated=0), Alternating(period=1, gated=1)):
+        model = timm_csg.differentiate(make_model(), mechanism=mechanism).train()
+        losses = make_loop(schedule).losses(model, images, targets, F.cross_entropy)
+        assert losses["loss"].item() == F.cross_entropy(losses["output"], targets).item()
+
+
+def test_term_that_is_not_finite_makes_the_loss_so(make_model, images, targets):
+    model = timm_csg.differentiate(make_model(), mechanism="csg").train()
+    with torch.no_grad():
+        model.mechanism.gate[0, 0] = float("nan")
+    losses = make_loop(Joint()).losses(model, images, targets, F.cross_entropy)
+    assert losses["standard"].isfinite()
+    assert losses["loss"].isnan()
 
 
 def test_parts_are_the_criterion_on_the_outputs(model, images, targets):

@@ -133,7 +133,9 @@ class TrainingMixin:
             criterion: Called with (logits, targets), returns a scalar.
 
         Returns:
-            ``"loss"``: the weighted sum to back-propagate; ``"output"``: logits of the standard path, or of the gated
+            ``"loss"``: to back-propagate. Its gradient is that of the weighted sum of all terms; its value is the
+            criterion on the main output alone, so that curves of losses do not jump where the mechanism's terms, which
+            need not go to 0, come and go. ``"output"``: logits of the standard path, or of the gated
             one if only that ran, and ``"gated_output"`` where it ran; ``"standard"``, ``"gated"`` and the mechanism's
             terms: detached, unweighted scalars of what ran.
 
@@ -156,7 +158,9 @@ class TrainingMixin:
             terms["standard"] = criterion(outputs.standard, targets)
             parts.append(terms["standard"])
         result = {name: term.detach().clone() for name, term in terms.items()}  # hosts divide the loss in place
-        result["loss"] = sum(parts[1:], start=parts[0])
+        total = sum(parts[1:], start=parts[0])
+        shown = terms["gated" if outputs.standard is None else "standard"].detach()
+        result["loss"] = shown + (total - total.detach())  # NaN where any term is not finite
         if outputs.gated is not None:
             result["output"] = result["gated_output"] = outputs.gated
         if outputs.standard is not None:
