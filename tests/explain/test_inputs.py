@@ -184,3 +184,7 @@ def test_models_whose_pixels_reach_255_take_them(make_model):
 def test_models_without_preprocessing_take_tensors_only(tiny_net, picture):
     with pytest.raises(TypeError, match="TinyNet does not say how its pictures are prepared"):
         explain.gradient(tiny_net(), Image.new("L", (2, 1)))
+
+
+def test_models_without_memory_take_images_without_memory(make_model):
+    assert explain.activation_counts(make_model().to("meta"), torch.zeros(1, 3, 64, 64, device="meta")) == {"ReLU": 12}

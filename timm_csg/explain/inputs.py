@@ -218,7 +218,7 @@ def _from_array(array: Any) -> Image.Image:
 def _check_normalised(model: Any, images: Tensor) -> None:
     """Refuse tensors that can only be pixels from 0 to 255."""
     config = getattr(model, "pretrained_cfg", None) or {}
-    if not config.get("mean") or not config.get("std") or images.numel() == 0:
+    if not config.get("mean") or not config.get("std") or images.numel() == 0 or images.is_meta:
         return
     largest = max((1 - mean) / std for mean, std in zip(config["mean"], config["std"], strict=False))
     low, high = (float(value) for value in images.detach().aminmax())
