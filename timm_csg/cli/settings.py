@@ -129,6 +129,9 @@ class TrainSettings:
         "auto", "cpu, cuda, cuda:1, mps; auto: CUDA if there is one", of="images", machine=True)
     workers: int = _option(
         None, "processes that load images", low=0, of="data", machine=True, digits=0, other=2)
+    log: str | None = _option(
+        None, "also log every epoch for TensorBoard or wandb, through their own package; log.csv is always written",
+        choices=["tensorboard", "wandb", "csv"], machine=True)
     seed: int = _option(42, "seed of initial weights, order and augmentation", low=0, below=2**32)
     # fmt: on
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from timm_csg.cli.display import LiveDisplay
 from timm_csg.cli.distributed import Processes, joined
 from timm_csg.cli.engine import Training
 from timm_csg.cli.knobs import check_knobs
+from timm_csg.cli.logs import EpochLog
 from timm_csg.cli.report import report_of_run
 from timm_csg.cli.results import measure_training, write_figures, write_json, write_log
 from timm_csg.cli.runs import RunFolder, free_folder
@@ -68,6 +70,7 @@ def _train(
     *,
     quiet: bool,
 ) -> dict[str, Any]:
+    tool = EpochLog(settings.log if processes.is_first else None, run.path, asdict(settings))
     if processes.is_first:
         run.check(settings)
     data = load_data(settings, data_config(settings), processes)
@@ -78,7 +81,8 @@ def _train(
         run.prepare(settings)
     steps_per_epoch = len(data.train)
     finished = _Finished(run, data)
-    with LiveDisplay(console, list(recipes), len(recipes) * settings.epochs * steps_per_epoch, quiet=quiet) as display:
+    steps = len(recipes) * settings.epochs * steps_per_epoch
+    with LiveDisplay(console, list(recipes), steps, quiet=quiet) as display, tool:
         shared = f", {processes.count} processes" if processes.count > 1 else ""
         epochs = f"{settings.epochs} epoch{'s' * (settings.epochs > 1)} each"
         display.say(f"run folder: {run}")
@@ -90,7 +94,7 @@ def _train(
             display.start(name, settings.epochs, training.history, steps_per_epoch)
             try:
                 training.assign(data.own_plain_train)
-                training.run(data.train, data.own_validation, _Logged(display, finished, training))
+                training.run(data.train, data.own_validation, _Logged(display, finished, training, tool))
             except KeyboardInterrupt:
                 if processes.count == 1:  # of several, some may be in the middle of a step that the others wait for
                     finished.save_interrupted(training)
@@ -175,15 +179,17 @@ class _Finished:
 
 
 class _Logged:
-    """Passes on to the display, and rewrites log.csv after every epoch."""
+    """Passes on to the display and to the tool of ``--log``, and rewrites log.csv after every epoch."""
 
-    def __init__(self, display: LiveDisplay, finished: _Finished, training: Training) -> None:
+    def __init__(self, display: LiveDisplay, finished: _Finished, training: Training, tool: EpochLog) -> None:
         self.batch, self.display, self.finished, self.training = display.batch, display, finished, training
+        self.tool = tool
 
     def epoch(self, row: dict[str, Any]) -> None:
         run = self.finished.run
         with writing(run.path):
             write_log([*self.finished.log, *self.training.history], run.log)
+        self.tool.epoch(row)
         self.display.epoch(row)
 
 
