@@ -38,6 +38,7 @@ from timm_csg.metrics.linear_probe import Relearning, relearning
 from timm_csg.metrics.localisation import Localisation, whole_image
 from timm_csg.metrics.pooling import pool
 from timm_csg.metrics.predictions import accuracy, accuracy_per_class
+from timm_csg.metrics.proportions import ClassRates, Proportion, accuracy_interval, class_rates, wilson_interval
 from timm_csg.metrics.similarity import (
     SimilaritySummary,
     activation_similarity,
@@ -49,6 +50,7 @@ from timm_csg.metrics.verdicts import Verdict, verdict
 __all__ = [
     "Ablation",
     "ClassInformation",
+    "ClassRates",
     "Detection",
     "FilterInformation",
     "GateCounts",
@@ -56,17 +58,20 @@ __all__ = [
     "Localisation",
     "LocationInstability",
     "Peaks",
+    "Proportion",
     "Relearning",
     "SimilaritySummary",
     "Verdict",
     "ablate_linear",
     "accuracy",
+    "accuracy_interval",
     "accuracy_per_class",
     "activation_similarity",
     "binarity",
     "chance_agreement",
     "class_correlation",
     "class_independence",
+    "class_rates",
     "class_selectivity",
     "classes_per_filter",
     "contrastiveness",
@@ -101,4 +106,5 @@ __all__ = [
     "verdict",
     "weight_similarity",
     "whole_image",
+    "wilson_interval",
 ]

@@ -22,6 +22,12 @@ AXES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "Ablation": {"before": (_CLASS,), "after": (_CLASS, _CLASS)},
     "ClassInformation": dict.fromkeys(("best", "best_filter", "filters", "mean_of_own"), (_CLASS,)),
+    "ClassRates": {
+        "sensitivity": (_CLASS,),
+        "specificity": (_CLASS,),
+        "sensitivity_interval": (_CLASS, "end"),
+        "specificity_interval": (_CLASS, "end"),
+    },
     "FilterInformation": dict.fromkeys(("best", "best_class", "second", "second_class", "selectivity"), (_FILTER,)),
     "ClassFilters": dict.fromkeys(("filters", "contribution", "share"), (_IMAGE, "rank")),
     "StrongestImages": {
