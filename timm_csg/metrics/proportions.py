@@ -34,8 +34,8 @@ def wilson_interval(hits: int, total: int, *, confidence: float = 0.95) -> Propo
     """A share with Wilson's score interval, which holds for few images, and for shares of 0 and 1.
 
     (p + z²/2n ± z √(p (1 - p)/n + z²/4n²)) / (1 + z²/n), z the normal quantile of the confidence (Wilson, Journal of
-    the American Statistical Association 1927, https://doi.org/10.1080/01621459.1927.10502953). It covers the choice of the
-    images, not that of the training seed.
+    the American Statistical Association 1927, https://doi.org/10.1080/01621459.1927.10502953). It covers the choice of
+    the images, not that of the training seed.
 
     Args:
         hits: Images that were right.
