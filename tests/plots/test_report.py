@@ -330,7 +330,7 @@ def test_names_and_reference_that_do_not_fit_are_refused(trained, loader, make_m
 def test_failed_report_leaves_the_one_before(trained, loader, tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("before")
-    monkeypatch.setattr(sys.modules["timm_csg.plots.reporting"], "_html", lambda book: 1 / 0)
+    monkeypatch.setattr(sys.modules["timm_csg.plots.reporting"], "_html", lambda *book: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report(trained[0], loader, path)
     assert path.read_text() == "before"

@@ -6,7 +6,7 @@ import base64
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -41,6 +41,7 @@ def report(
     class_names: Sequence[str] | None = None,
     reference: nn.Module | None = None,
     title: str | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a report of what a model's filters have learned: one file that needs no network, below 10 MB.
 
@@ -60,6 +61,7 @@ def report(
         class_names: One for each class; None: the model's own, or their numbers.
         reference: A model to compare with, for example one from standard training; its filters are not shown.
         title: Of the report; None: the architecture's name.
+        about: What else the page about the report says, by heading: date, checkpoint, seed, data, command.
 
     Returns:
         The path.
@@ -96,7 +98,7 @@ def report(
     limits = Limits()
     while True:
         book = make_book(model, loader, findings, names, title, compared, limits)
-        html = _html(book, make_pairs(model, loader, book))
+        html = _html(book, make_pairs(model, loader, book), about)
         if len(html) <= _MOST_BYTES or limits == limits.tighter():
             break
         limits = limits.tighter()
@@ -110,9 +112,11 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _html(book: Book, pairs: list[Pair]) -> bytes:
+def _html(book: Book, pairs: list[Pair], about: Mapping[str, str] | None) -> bytes:
     assets = {name: (_FILES / file).read_text(encoding="utf-8") for name, file in _ASSETS.items()}
-    return _templates().get_template("report.html").render(book=book, pairs=pairs, **assets).encode("utf-8")
+    rows = {_encodable(name): _encodable(text) for name, text in (about or {}).items()}
+    template = _templates().get_template("report.html")
+    return template.render(book=book, pairs=pairs, about=rows, **assets).encode("utf-8")
 
 
 @functools.cache
