@@ -4,9 +4,11 @@ import hashlib
 from datetime import datetime, timezone
 
 import pytest
+from cli.folders_of_pictures import make_splits, train
 
 import timm_csg
 from timm_csg import plots
+from timm_csg.cli import main
 from timm_csg.cli.provenance import command_in_words, provenance
 
 NOON = datetime(2026, 11, 26, 12, 0, tzinfo=timezone.utc)
@@ -52,3 +54,17 @@ def test_page_about_shows_the_rows_escaped(tmp_path, tiny_model, images, targets
     assert "<dt>Command</dt><dd>timm-csg &lt;b&gt;</dd>" in told
     assert "<dt>Date</dt><dd>today</dd>" in told
     assert "<dt>Date</dt>" not in plain
+
+
+def test_report_of_a_run_says_where_it_comes_from(tmp_path):
+    data = make_splits(tmp_path / "photos", ["cat", "dog"])
+    assert train(data, tmp_path / "run", "--recipe", "assigned", "--seed", 11) == 0
+    for again in (False, True):
+        if again:
+            assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "run" / "report.html")]) == 0
+        page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+        assert "<dt>Seed of the training</dt><dd>11</dd>" in page
+        weights = hashlib.sha256((tmp_path / "run" / "model" / "model.safetensors").read_bytes()).hexdigest()
+        assert f"SHA-256 {weights}" in page
+        assert "<dt>Data</dt><dd>photos" in page
+        assert str(tmp_path) not in page

@@ -16,6 +16,7 @@ from timm_csg.cli.checkpoint_data import check_data_options, load_checkpoint_and
 from timm_csg.cli.checkpoints import checkpoint_folder, import_plugins, load_model
 from timm_csg.cli.data import Data
 from timm_csg.cli.preprocessing import model_input_config
+from timm_csg.cli.provenance import provenance
 from timm_csg.cli.runs import RunFolder, writable_file
 from timm_csg.cli.settings import STANDARD, TrainSettings
 from timm_csg.cli.terminal import make_console, say
@@ -77,7 +78,9 @@ def report(
     if not quiet and not console.is_terminal:
         say(text)
     with nullcontext() if quiet else console.status(Text(text), spinner="line"):
-        return plots.report(model, loader, output, class_names=class_names, reference=other, title=title)
+        seed = None if run is None else run.settings().seed
+        about = provenance(folder, seed=seed, data=f"{settings.data_name}, split {settings.val_split}")
+        return plots.report(model, loader, output, class_names=class_names, reference=other, title=title, about=about)
 
 
 def report_of_run(run: RunFolder, settings: TrainSettings, data: Data, device: torch.device) -> Path | None:
@@ -103,4 +106,5 @@ def report_of_run(run: RunFolder, settings: TrainSettings, data: Data, device: t
         class_names=data.class_names,
         reference=None if standard is None else load_model(standard, device),
         title=f"What {Path(settings.model).name} has learned of {settings.data_name}",
+        about=provenance(model, seed=settings.seed, data=data.description),
     )
