@@ -10,9 +10,10 @@ import torch
 from timm.data import create_loader, create_transform, resolve_data_config
 from timm.models import get_model_input_config
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from timm_csg.cli.settings import DIGITS, TrainSettings
+from timm_csg.cli.workers import loader_workers
 from timm_csg.pictures import image_mode, read_image
 
 
@@ -71,7 +72,7 @@ def make_loader(
         **config,
         is_training=bool(augmentation),
         batch_size=settings.batch_size,
-        num_workers=settings.workers,
+        num_workers=loader_workers(settings.workers, None if isinstance(dataset, IterableDataset) else len(dataset)),
         pin_memory=device.type == "cuda",
         device=device,
         use_prefetcher=False,

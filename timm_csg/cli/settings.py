@@ -127,8 +127,9 @@ class TrainSettings:
     channels_last: bool = _option(False, "channels_last memory format")
     device: str = _option(
         "auto", "cpu, cuda, cuda:1, mps; auto: CUDA if there is one", of="images", machine=True)
-    workers: int = _option(
-        None, "processes that load images", low=0, of="data", machine=True, digits=0, other=2)
+    workers: int | None = _option(
+        None, "processes that load images; default: none for fewer than 2,000 images or up to two cores, else 2", low=0,
+        of="data", machine=True)
     log: str | None = _option(
         None, "also log every epoch for TensorBoard or wandb, through their own package; log.csv is always written",
         choices=["tensorboard", "wandb", "csv"], machine=True)
