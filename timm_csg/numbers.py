@@ -115,6 +115,11 @@ NUMBERS = (
     ),
     Number("gated_accuracy_uses_labels", "accuracy", is_summary=True),
     Number(
+        "accuracy_interval", "accuracy", is_summary=True, note="Interval of the accuracy: Wilson's, 95 %, over images."
+    ),
+    Number("sensitivity", "accuracy", is_summary=True),
+    Number("specificity", "accuracy", is_summary=True),
+    Number(
         "mutual_information_score", "information", "MIS (nats)", 4, "high", "MIS",
         "mutual-information score (MIS), nats",
         "MIS: what a filter tells about its best class, mean over filters, in nats; at most "

@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from timm_csg.cli.display import verdicts
+from timm_csg.cli.rates import intervals
+from timm_csg.measuring.measures import MOST_RATED
 from timm_csg.numbers import LABELS_GIVEN, NUMBERS, Number, notes
 
 _ATTACK_LINES: tuple[tuple[str, str, Literal["high", "low"]], ...] = (
@@ -103,7 +105,8 @@ def _cell(line: _Line, index: int, model: dict[str, Any]) -> Text:
 
 def _notes(results: dict[str, Any]) -> Text | Group:
     models = results["checkpoints"].values()
-    judged = Text("\n".join(verdicts(results["checkpoints"])))
+    rated = intervals(results["checkpoints"], results["classes"]) if len(results["classes"]) <= MOST_RATED else []
+    judged = Text("\n".join([*rated, *verdicts(results["checkpoints"])]))
     bound = max((model.get("mutual_information_bound") or 0.0 for model in models), default=0.0)
     facts = {"mutual_information_bound": bound, "least_density": 1 / max(1, len(results["classes"]))}
     keys = [number.key for number in NUMBERS if number.group in results["metrics"]]

@@ -17,6 +17,7 @@ from timm_csg.cli.data import Data
 from timm_csg.cli.engine import Training
 from timm_csg.cli.spelling import file_stem
 from timm_csg.measuring import Measurement, measure
+from timm_csg.measuring.measures import MOST_RATED
 from timm_csg.numbers import SUMMARY
 
 _logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def measure_training(training: Training, data: Data, standard_accuracy: float | 
         "model": settings.model.rpartition("/")[2],
         "seed": settings.seed,
         "epochs": len(training.history),
+        "class_names": data.class_names if data.num_classes <= MOST_RATED else None,
     }
     seconds = round(sum(row["seconds"] for row in training.history), 1)
     return replace(found, numbers=about | found.numbers | {"seconds": seconds})

@@ -104,8 +104,8 @@ def measure(
         >>> import timm
         >>> model = timm.create_model("test_resnet", num_classes=2)
         >>> loader = [(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))]
-        >>> list(measure(model, loader, ["accuracy"]).numbers)
-        ['accuracy', 'gated_accuracy', 'gated_accuracy_uses_labels']
+        >>> list(measure(model, loader, ["accuracy"]).numbers)[:4]
+        ['accuracy', 'gated_accuracy', 'gated_accuracy_uses_labels', 'accuracy_interval']
     """
     options: dict[str, Any] = {"landmarks": landmarks, "boxes": boxes, "attacks": list(attacks), "eps": list(eps)}
     options |= {"attack_images": attack_images, "filters": filters or bool(encoder), "encoder": encoder}

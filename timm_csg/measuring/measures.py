@@ -17,6 +17,8 @@ from timm_csg.measuring.subject import Subject
 from timm_csg.model import is_differentiated
 
 _MOST_ESTIMATES = 5e8  # values of all halves together that the interval of the MIS may take
+MOST_RATED = 3
+"""Classes up to which sensitivity and specificity are among the numbers; the table by class always has them."""
 Measure = Callable[[Subject], Any]
 
 
@@ -28,6 +30,20 @@ def _gated_accuracy(subject: Subject) -> float | None:
 def _uses_labels(subject: Subject) -> bool | None:
     model = subject.model
     return model.mechanism.needs_targets if is_differentiated(model) else None
+
+
+def _class_rates(subject: Subject) -> metrics.ClassRates:
+    return metrics.class_rates(subject.seen.logits, subject.seen.targets, subject.num_classes)
+
+
+def _rates(subject: Subject, name: str) -> list[list[float] | None] | None:
+    """Share, low and high end for each class, None for one without images; None for more than three classes."""
+    if subject.num_classes > MOST_RATED:
+        return None
+    found = subject.once(_class_rates)
+    shares, intervals = getattr(found, name), getattr(found, f"{name}_interval")
+    rows = [[share, *ends] for share, ends in zip(shares.tolist(), intervals.tolist(), strict=True)]
+    return [None if row[0] != row[0] else row for row in rows]
 
 
 def _score_interval(subject: Subject) -> list[float] | None:
@@ -110,6 +126,9 @@ MEASURES: dict[str, Measure] = {
     "accuracy": lambda s: metrics.accuracy(s.seen.logits, s.seen.targets),
     "gated_accuracy": _gated_accuracy,
     "gated_accuracy_uses_labels": _uses_labels,
+    "accuracy_interval": lambda s: list(metrics.accuracy_interval(s.seen.logits, s.seen.targets)[1:]),
+    "sensitivity": lambda s: _rates(s, "sensitivity"),
+    "specificity": lambda s: _rates(s, "specificity"),
     "mutual_information_score": lambda s: metrics.mutual_information_score(s.mutual),
     "mutual_information_score_interval": _score_interval,
     "mutual_information_bound": lambda s: metrics.mutual_information_bound(s.seen.targets, s.num_classes).max(),
@@ -187,6 +206,7 @@ CLASS_COLUMNS: tuple[tuple[str, str, Measure], ...] = (
     ("images", "", _images),
     ("accuracy", "accuracy", lambda s: _path_accuracy(s, s.seen.logits)),
     ("gated_accuracy", "accuracy", lambda s: _path_accuracy(s, s.seen.gated_logits)),
+    ("specificity", "accuracy", lambda s: s.once(_class_rates).specificity),
     ("mutual_information", "information", lambda s: metrics.mutual_information_per_class(s.mutual).best),
     (
         "mutual_information_bound",

@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, print the table and the run folder."""
     from timm_csg.cli.checkpoints import import_plugins
     from timm_csg.cli.display import result_table, verdicts
+    from timm_csg.cli.rates import intervals
     from timm_csg.cli.runs import gone_if_empty
     from timm_csg.cli.train import train
 
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         raise
     if results:  # the first process has them
         console.print(result_table(results))
-        for line in verdicts(results):
+        for line in (*intervals(results), *verdicts(results)):
             console.print(line, markup=False, highlight=False)
         console.print(f"run folder: {output}", soft_wrap=True)
     return 0
