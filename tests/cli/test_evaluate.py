@@ -3,6 +3,7 @@
 import csv
 import json
 
+import pandas
 import pytest
 import timm
 import torch
@@ -93,7 +94,7 @@ def output(tmp_path_factory):
 def results(checkpoints, options, output):
     """All groups of metrics, for the three models."""
     boxes = f"{options['data'].removeprefix('folder:')}/boxes.csv"
-    marked = {"landmarks": boxes, "boxes": boxes, "filters": True, "explanations": 6}
+    marked = {"landmarks": boxes, "boxes": boxes, "filters": True, "explanations": 6, "csv": True}
     return evaluate(checkpoints, attacks=["fgsm"], eps=[64.0], output=output, **marked, **options)
 
 
@@ -204,6 +205,18 @@ def text_of(results, width):
     with console.capture() as capture:
         console.print(comparison(results, width))
     return capture.get()
+
+
+def test_matrices_are_written_by_class_and_filter(results, output, checkpoints):
+    gate = pandas.read_csv(output / "gate_paper.csv", index_col="class")
+    assert gate.index.tolist() == list(CLASSES)
+    assert gate.columns[-1] == "filter 95"
+    expected = timm_csg.from_pretrained(checkpoints[1]).mechanism.class_filter_matrix()
+    assert gate.to_numpy() == pytest.approx(expected.numpy(), rel=1e-5, abs=1e-6)
+    mutual = pandas.read_csv(output / "mutual_information_standard.csv", index_col="class").to_numpy()
+    expected = results["checkpoints"]["standard"]["mutual_information_score"]
+    assert mutual.max(axis=0).mean() == pytest.approx(expected, rel=1e-5)
+    assert not (output / "gate_standard.csv").exists()
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

@@ -6,6 +6,7 @@
       metrics.json                 every number, the same keys for every model
       classes_<model>.csv          one line for each class
       filters_<model>.csv          one line for each filter
+      gate_<model>.csv, mutual_information_<model>.csv    with --csv: one line for each class, a column for each filter
       figures/*.png                gates and mutual information
 """
 
@@ -27,7 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from timm_csg.cli.checkpoint_data import check_data_options, load_checkpoint_and_data
 from timm_csg.cli.checkpoints import import_plugins
 from timm_csg.cli.contestants import expand, settings_for
-from timm_csg.cli.results import write_json, write_tables
+from timm_csg.cli.results import write_json, write_matrices, write_tables
 from timm_csg.cli.runs import folder_for_results
 from timm_csg.cli.terminal import make_console, say
 from timm_csg.measuring import Measurement, measure
@@ -55,6 +56,7 @@ def evaluate(
     filters: bool = False,
     encoder: str | None = None,
     output: Path | None = None,
+    csv: bool = False,
     plugins: Sequence[str] = (),
     seed: int = 0,
     console: Console | None = None,
@@ -76,6 +78,7 @@ def evaluate(
         filters: As in ``measure``.
         encoder: As in ``measure``.
         output: Folder for ``metrics.json``, tables and figures; None: nothing is written.
+        csv: Whether to write gate and mutual information of every class and filter, too, as CSV files into ``output``.
         plugins: Python files or modules to import first, for example one that registers a model.
         seed: As in ``measure``.
         console: For progress; None: the terminal.
@@ -128,6 +131,8 @@ def evaluate(
             results["checkpoints"][label] = _about(found, checkpoint) | found.numbers | {"seconds": seconds}
             if output is not None:
                 write_tables(found, class_names, label, output)
+                if csv:
+                    write_matrices(found, class_names, label, output)
                 write_json(results, output / "metrics.json")
     return results
 

@@ -81,6 +81,21 @@ def write_tables(found: Measurement, class_names: list[str], label: str, output:
     write_figures(found, class_names, label, label, output / "figures")
 
 
+def write_matrices(found: Measurement, class_names: list[str], label: str, output: Path) -> None:
+    """The gate and the mutual information (nats) as CSV files: one line for each class, one column for each filter.
+
+    Args:
+        found: What was measured.
+        class_names: One for each class.
+        label: Name of the model.
+        output: Folder, made if it does not exist.
+    """
+    for name, matrix in (("gate", found.subject.gate), ("mutual_information", found.subject.mutual)):
+        if matrix is not None:
+            columns = {f"filter {index}": column for index, column in enumerate(matrix.unbind(dim=1))}
+            _write_table(output / f"{name}_{file_stem(label)}.csv", {"class": class_names, **columns}, class_names)
+
+
 def save_matrix_figure(path: Path, matrix: torch.Tensor, class_names: list[str], label: str, title: str) -> None:
     """Write the picture of a class-filter matrix, whole or not at all; without matplotlib say so in the log."""
     from timm_csg.plots import class_filter_figure

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--filters", action="store_true", help="judge filters, beside the values of shuffled labels")
     parser.add_argument("--encoder", metavar="NAME", help="timm model for MonoScore; with --filters")
     parser.add_argument("--seed", type=int, default=0, help="seed of estimates, splits and attacks (default: 0)")
+    parser.add_argument("--csv", action="store_true", help="also write the full gate and mutual information, as CSV")
     parser.add_argument("--json", action="store_true", help="print metrics.json instead of the table")
     add_checkpoint_arguments(parser)
 
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
                 filters=args.filters,
                 encoder=args.encoder,
                 output=output,
+                csv=args.csv,
                 plugins=args.plugin,
                 seed=args.seed,
                 console=console,
