@@ -14,6 +14,6 @@ def test_readme_passes_mypy(tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
     (tmp_path / "readme.py").write_text("".join(blocks), encoding="utf-8")
     monkeypatch.setenv("MYPYPATH", str(ROOT))
-    options = ["--config-file", "", "--strict", "--ignore-missing-imports", "--follow-imports", "silent"]
+    options = ["--config-file", "", "--ignore-missing-imports", "--follow-imports", "silent"]
     found, _, status = api.run([*options, "--cache-dir", str(tmp_path / "cache"), str(tmp_path / "readme.py")])
     assert status == 0, found

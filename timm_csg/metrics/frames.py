@@ -107,7 +107,7 @@ def _labels(axis: str, size: int, class_names: Sequence[str] | None) -> list[Any
 
 
 def _of_tensor(values: Tensor, class_names: Sequence[str] | None) -> pandas.DataFrame:
-    pandas = _pandas()
+    pd = _pandas()
     if values.ndim == 1 and not values.is_floating_point():
         owners = values.tolist()
         columns: dict[str, Any] = {"owner": owners}
@@ -115,13 +115,13 @@ def _of_tensor(values: Tensor, class_names: Sequence[str] | None) -> pandas.Data
             if max(owners, default=0) >= len(class_names):
                 raise ValueError(f"owners reach {max(owners)}, but class_names hold {len(class_names)}.")
             columns["owner_name"] = [class_names[owner] for owner in owners]
-        frame: pandas.DataFrame = pandas.DataFrame(columns, index=pandas.RangeIndex(len(owners), name=_FILTER))
+        frame: pandas.DataFrame = pd.DataFrame(columns, index=pd.RangeIndex(len(owners), name=_FILTER))
         return frame
     if values.ndim != 2:
         raise TypeError(f"expected a tensor [classes, filters] or owners [filters], but found {list(values.shape)}.")
-    index = pandas.Index(_labels(_CLASS, len(values), class_names), name=_CLASS)
-    matrix: pandas.DataFrame = pandas.DataFrame(
-        values.detach().cpu().numpy(), index=index, columns=pandas.RangeIndex(values.shape[1], name=_FILTER)
+    index = pd.Index(_labels(_CLASS, len(values), class_names), name=_CLASS)
+    matrix: pandas.DataFrame = pd.DataFrame(
+        values.detach().cpu().numpy(), index=index, columns=pd.RangeIndex(values.shape[1], name=_FILTER)
     )
     return matrix
 
@@ -129,7 +129,7 @@ def _of_tensor(values: Tensor, class_names: Sequence[str] | None) -> pandas.Data
 def _of_fields(
     fields: Mapping[str, Tensor], axes: Mapping[str, tuple[str, ...]], class_names: Sequence[str] | None
 ) -> pandas.DataFrame:
-    pandas = _pandas()
+    pd = _pandas()
     num_rows = min(len(axes[name]) for name in fields)
     row_axes = next(axes[name][:num_rows] for name in fields)
     shape = next(value.shape[:num_rows] for value in fields.values())
@@ -143,9 +143,7 @@ def _of_fields(
         its_labels = _labels(axes[name][num_rows], table.shape[1], class_names)
         columns |= {f"{name}_{label}": table[:, at] for at, label in enumerate(its_labels)}
     index = (
-        pandas.Index(labels[0], name=row_axes[0])
-        if num_rows == 1
-        else pandas.MultiIndex.from_product(labels, names=row_axes)
+        pd.Index(labels[0], name=row_axes[0]) if num_rows == 1 else pd.MultiIndex.from_product(labels, names=row_axes)
     )
-    frame: pandas.DataFrame = pandas.DataFrame(columns, index=index)
+    frame: pandas.DataFrame = pd.DataFrame(columns, index=index)
     return frame
