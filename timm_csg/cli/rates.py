@@ -18,14 +18,14 @@ def intervals(results: Mapping[str, Mapping[str, Any]], class_names: Sequence[st
 
     Example:
         >>> intervals({"one": {"accuracy": 0.5, "accuracy_interval": [0.2, 0.8]}})
-        ['one: accuracy 0.500 (0.200 to 0.800)']
+        ['one: accuracy 0.500 (95 % interval 0.200 to 0.800)']
     """
     lines = []
     for name, found in results.items():
         ends = found.get("accuracy_interval")
         if ends is None:
             continue
-        parts = [f"{name}: accuracy {_share(found['accuracy'], *ends)}"]
+        parts = [f"{name}: accuracy {found['accuracy']:.3f} (95 % interval {ends[0]:.3f} to {ends[1]:.3f})"]
         for rate in ("sensitivity", "specificity"):
             rows = found.get(rate)
             if rows:
