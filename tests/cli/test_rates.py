@@ -13,7 +13,8 @@ def test_line_says_interval_and_rates_by_name():
         "sensitivity": [[1.0, 0.34, 1.0], [0.5, 0.09, 0.91]],
         "specificity": [[0.5, 0.09, 0.91], None],
     }
-    line = "accuracy 0.750 (95 % interval 0.300 to 0.950); sensitivity: cat 1.000 (0.340 to 1.000), dog 0.500 (0.090 to 0.910); "
+    line = "accuracy 0.750 (95 % interval 0.300 to 0.950); "
+    line += "sensitivity: cat 1.000 (0.340 to 1.000), dog 0.500 (0.090 to 0.910); "
     line += "specificity: cat 0.500 (0.090 to 0.910)"
     assert intervals({"one": found}, ["cat", "dog"]) == [f"one: {line}"]
     assert intervals({"one": found | {"class_names": ["cat", "dog"]}}) == [f"one: {line}"]

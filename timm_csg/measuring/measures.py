@@ -56,6 +56,17 @@ def _score_interval(subject: Subject) -> list[float] | None:
     return [float(found.low), float(found.high)]
 
 
+def _shuffled_score(subject: Subject) -> float | None:
+    if subject.seen.features.numel() > _MOST_ESTIMATES / 10:  # with so many images the noise is far below the score
+        return None
+
+    def score(targets: Tensor) -> Tensor:
+        mutual = metrics.mutual_information(subject.seen.features, targets, subject.num_classes)
+        return metrics.mutual_information_score(mutual)
+
+    return metrics.noise_floor(score, subject.seen.targets, shuffles=1, random_state=subject.seed).mean
+
+
 def _of_gate(function: Callable[[Tensor], Tensor]) -> Measure:
     return lambda subject: None if subject.gate is None else function(subject.gate)
 
@@ -131,6 +142,7 @@ MEASURES: dict[str, Measure] = {
     "specificity": lambda s: _rates(s, "specificity"),
     "mutual_information_score": lambda s: metrics.mutual_information_score(s.mutual),
     "mutual_information_score_interval": _score_interval,
+    "mutual_information_score_shuffled": _shuffled_score,
     "mutual_information_bound": lambda s: metrics.mutual_information_bound(s.seen.targets, s.num_classes).max(),
     "gate_density": _of_gate(metrics.gate_density),
     "gate_binarity": _of_gate(metrics.binarity),

@@ -36,6 +36,7 @@ from timm_csg.metrics.instability import LocationInstability, Peaks, location_in
 from timm_csg.metrics.interval import Interval, half_sample_interval, mutual_information_score_interval
 from timm_csg.metrics.linear_probe import Relearning, relearning
 from timm_csg.metrics.localisation import Localisation, whole_image
+from timm_csg.metrics.noise_floor import NoiseFloor, noise_floor
 from timm_csg.metrics.pooling import pool
 from timm_csg.metrics.predictions import accuracy, accuracy_per_class
 from timm_csg.metrics.proportions import ClassRates, Proportion, accuracy_interval, class_rates, wilson_interval
@@ -57,6 +58,7 @@ __all__ = [
     "Interval",
     "Localisation",
     "LocationInstability",
+    "NoiseFloor",
     "Peaks",
     "Proportion",
     "Relearning",
@@ -89,6 +91,7 @@ __all__ = [
     "mutual_information_per_filter",
     "mutual_information_score",
     "mutual_information_score_interval",
+    "noise_floor",
     "owned_filters",
     "owner_agreement",
     "owner_purity",
