@@ -114,9 +114,7 @@ NUMBERS = (
         ),
     ),
     Number("gated_accuracy_uses_labels", "accuracy", is_summary=True),
-    Number(
-        "accuracy_interval", "accuracy", is_summary=True, note="Interval of the accuracy: Wilson's, 95 %, over images."
-    ),
+    Number("accuracy_interval", "accuracy", is_summary=True, note="Interval of the accuracy: 95 %, over images."),
     Number("sensitivity", "accuracy", is_summary=True),
     Number("specificity", "accuracy", is_summary=True),
     Number(

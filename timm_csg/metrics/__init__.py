@@ -36,7 +36,7 @@ from timm_csg.metrics.instability import LocationInstability, Peaks, location_in
 from timm_csg.metrics.interval import Interval, half_sample_interval, mutual_information_score_interval
 from timm_csg.metrics.linear_probe import Relearning, relearning
 from timm_csg.metrics.localisation import Localisation, whole_image
-from timm_csg.metrics.noise_floor import NoiseFloor, noise_floor
+from timm_csg.metrics.noise import NoiseFloor, noise_floor
 from timm_csg.metrics.pooling import pool
 from timm_csg.metrics.predictions import accuracy, accuracy_per_class
 from timm_csg.metrics.proportions import ClassRates, Proportion, accuracy_interval, class_rates, wilson_interval
