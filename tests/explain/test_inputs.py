@@ -107,6 +107,7 @@ def test_reasons_and_counts_take_pictures(make_model, picture, expected):
     assert torch.equal(from_picture.filters[0].map, from_tensor.filters[0].map)
     assert explain.activation_counts(model, picture) == explain.activation_counts(model, expected)
     assert torch.equal(explain.class_filters(model, picture).filters, explain.class_filters(model, expected).filters)
+    assert torch.equal(explain.contrast(model, picture, 0, 1).map, explain.contrast(model, expected, 0, 1).map)
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def test_classes_are_found_by_name(named, images):
 def test_unknown_names_of_classes_are_answered(named, make_model, images):
     with pytest.raises(ValueError, match=r"no class 'cot'. Did you mean 'cat'"):
         explain.grad_cam(named, images, "cot")
-    with pytest.raises(ValueError, match=r"no class 'xyz'. It has ant, bee, cat, dog, eel"):
+    with pytest.raises(ValueError, match=r"no class 'xyz'; the model has ant, bee, cat, dog, eel"):
         explain.grad_cam(named, images, "xyz")
     with pytest.raises(ValueError, match="has no names of its classes; pass an index"):
         explain.grad_cam(make_model(), images, "cat")

@@ -19,7 +19,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from timm_csg.checks import nearest
-from timm_csg.labels import class_names, input_config
+from timm_csg.labels import class_index, class_names, input_config
 from timm_csg.pictures import convert, find_pictures, image_mode, read_image, shown
 
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor"
@@ -111,10 +111,7 @@ def _index(model: Any, name: str) -> int:
             f"targets name the class {name!r}, but this {type(model).__name__} has no names of its classes; pass an "
             "index, or save_pretrained(model, folder, class_names=[...]) and load that."
         )
-    if name not in names:
-        listed = f" It has {', '.join(names[:12])}{', ...' * (len(names) > 12)}."
-        raise ValueError(f"the model has no class {name!r}.{nearest(name, names) or listed}")
-    return names.index(name)
+    return class_index(name, names)
 
 
 class _Preparation:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from timm_csg.explain._grid import to_maps
 from timm_csg.explain._run import Path, StageRun, borrowed, per_filter, picked, prepare, readable, resized, run_head
 from timm_csg.explain.filters import check_top, filter_matrix, is_exact
+from timm_csg.explain.inputs import Images, as_batch
 from timm_csg.labels import class_index, class_names
 from timm_csg.metrics.display import in_one_line
 
@@ -49,7 +50,7 @@ class Contrast(NamedTuple):
 
 def contrast(
     model: nn.Module,
-    images: Tensor,
+    images: Images,
     one: str | int,
     other: str | int,
     *,
@@ -66,7 +67,7 @@ def contrast(
 
     Args:
         model: Any timm classifier, plain or differentiated; left as found.
-        images: [batch, channels, height, width], normalised as in training.
+        images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
         one: Name (if the model knows its classes' names) or index of the first class.
         other: The second class.
         top: How many filters have a map.
@@ -89,6 +90,7 @@ def contrast(
         ((0, 1), torch.Size([1, 2]), torch.Size([1, 2, 64, 64]))
     """
     with borrowed(model) as inner:
+        images = as_batch(inner, images)
         names = class_names(inner) or [str(index) for index in range(int(inner.num_classes))]
         classes = class_index(one, names), class_index(other, names)
         if classes[0] == classes[1]:
