@@ -52,8 +52,7 @@ def cam(model: nn.Module, images: Images, targets: Targets = None, *, upsample: 
         model: A timm classifier whose head is pooling → linear, plain or differentiated; left as found. Behind a
             mechanism that acts at inference (ICNN), the maps are the masked ones.
         images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
-        targets: Classes by index or name [batch], or one for all images; None: the class predicted by the standard
-            path.
+        targets: Classes by index or name [batch], or one for all images; None: what the standard path predicts.
         upsample: Bilinear, to the size of the images; otherwise on the grid of the stage.
 
     Returns:
@@ -98,8 +97,7 @@ def grad_cam(
         model: Any timm classifier whose features form a grid, plain or differentiated; left as found. Behind a
             mechanism that acts at inference (ICNN), the maps are the masked ones.
         images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
-        targets: Classes by index or name [batch], or one for all images; None: the class predicted by the standard
-            path.
+        targets: Classes by index or name [batch], or one for all images; None: what the standard path predicts.
         upsample: Bilinear, to the size of the images; otherwise on the grid of the stage.
         path: Which logit: ``"standard"``, or ``"gated"``, that of the gated path: with label gating through the gate of
             the target class, with assigned filters through the class's own filters.
@@ -223,8 +221,7 @@ def coarse_map(
     Args:
         model: Any timm classifier whose features form a grid, plain or differentiated; left as found.
         images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
-        targets: Classes by index or name [batch], or one for all images; None: the class predicted by the standard
-            path.
+        targets: Classes by index or name [batch], or one for all images; None: what the standard path predicts.
         upsample: Bilinear, to the size of the images; otherwise on the grid of the stage.
         path: Which logit, see ``grad_cam``.
 

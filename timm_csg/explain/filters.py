@@ -108,8 +108,7 @@ def class_filters(
     Args:
         model: Any timm classifier, plain or differentiated; left as found.
         images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
-        targets: Classes by index or name [batch], or one for all images; None: the class predicted by the standard
-            path.
+        targets: Classes by index or name [batch], or one for all images; None: what the standard path predicts.
         top: How many filters.
         path: Which logit, see ``grad_cam``.
 
