@@ -131,14 +131,7 @@ NUMBERS = (
         ),
     ),
     Number("mutual_information_score_interval", "information", note="Interval: 95 %, over images."),
-    Number(
-        "mutual_information_score_shuffled",
-        "information",
-        "  with shuffled labels",
-        4,
-        note="With shuffled labels the MIS is the noise of so many images.",
-        is_summary=True,
-    ),
+    Number("mutual_information_score_floor", "information", "  with shuffled labels", 4, is_summary=True),
     Number("mutual_information_bound", "information", title="largest MIS possible, nats"),
     Number(
         "gate_density", "gate", "gate density", 3, "low", "den-\nsity",

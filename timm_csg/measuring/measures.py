@@ -56,7 +56,7 @@ def _score_interval(subject: Subject) -> list[float] | None:
     return [float(found.low), float(found.high)]
 
 
-def _shuffled_score(subject: Subject) -> float | None:
+def _score_floor(subject: Subject) -> float | None:
     if subject.seen.features.numel() > _MOST_ESTIMATES / 10:  # with so many images the noise is far below the score
         return None
 
@@ -142,7 +142,7 @@ MEASURES: dict[str, Measure] = {
     "specificity": lambda s: _rates(s, "specificity"),
     "mutual_information_score": lambda s: metrics.mutual_information_score(s.mutual),
     "mutual_information_score_interval": _score_interval,
-    "mutual_information_score_shuffled": _shuffled_score,
+    "mutual_information_score_floor": _score_floor,
     "mutual_information_bound": lambda s: metrics.mutual_information_bound(s.seen.targets, s.num_classes).max(),
     "gate_density": _of_gate(metrics.gate_density),
     "gate_binarity": _of_gate(metrics.binarity),
