@@ -86,6 +86,17 @@ def test_files_on_the_index_page_exist():
     assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 
 
+def test_every_file_is_one_hop_from_the_index_page():
+    named = set(re.findall(r"`(timm_csg/[\w/]+\.py)`", text("docs/index.md")))
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "timm_csg").rglob("*.py") if path.stem[0] != "_"}
+    assert {file for file in files - named if "/commands/" not in file} == {"timm_csg/version.py"}
+
+
+def test_rooms_on_the_index_page_are_the_folders_of_the_package():
+    named = set(re.findall(r"^\| `timm_csg/(\w+)/` \|", text("docs/index.md"), re.MULTILINE))
+    assert named == {path.parent.name for path in (ROOT / "timm_csg").glob("*/__init__.py")}
+
+
 def test_method_card_states_the_values_in_force():
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", text("docs/mechanisms/csg.md"), re.MULTILINE))
     default = timm_csg.CSGConfig().to_dict()
