@@ -348,7 +348,7 @@ def test_damaged_zip_is_one_error_or_harmless(model, tmp_path, position, length)
 
 
 def test_missing_path_is_named(model, tmp_path):
-    assert_refused(lambda: load_checkpoint(model, tmp_path / "no.pth"), model, "no file .*no.pth")
+    assert_refused(lambda: load_checkpoint(model, tmp_path / "no.pth"), model, "no.pth does not exist")
     assert_refused(lambda: load_checkpoint(model, tmp_path / "no.safetensors"), model, "no.safetensors")
     assert_refused(lambda: from_pretrained(tmp_path / "nowhere"), model, "no checkpoint at .*nowhere")
 

@@ -23,6 +23,8 @@ from timm_csg.mechanisms.base import list_mechanisms, resolve_config
 from timm_csg.recipes import RECIPES, Recipe
 from timm_csg.schedule import Alternating, Joint
 
+_UNCHECKED = (RuntimeError, TypeError, AssertionError, ArithmeticError, LookupError)  # timm's constructors check little
+
 
 def chosen_recipes(settings: TrainSettings) -> dict[str, Recipe | None]:
     """The recipes to train, with what the settings change in them; None for plain timm training.
@@ -100,13 +102,7 @@ def check_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None
     try:
         with torch.device("meta"):
             model = make_model(replace(settings, pretrained=False), num_classes, recipe)
-    except (
-        RuntimeError,
-        TypeError,
-        AssertionError,
-        ArithmeticError,
-        LookupError,
-    ) as error:  # timm's constructors check little
+    except _UNCHECKED as error:
         raise ValueError(f"--model {settings.model} cannot be built with these options: {error}") from error
     try:
         optimizer = make_optimizers(model, settings, recipe)[0]

@@ -264,13 +264,14 @@ class Training(TrainingMixin):
         base = timm_model.pretrained_cfg.get("hf_hub_id") if self.settings.pretrained else None
         return save_pretrained(timm_model, folder, metrics=measured, base_model=base, **about)
 
+    def _parts(self) -> dict[str, Any]:
+        return {"model": self.model, "ema": self.ema, "scaler": self.scaler}
+
     def _save(self) -> None:
         self.state_file.parent.mkdir(parents=True, exist_ok=True)
         state = {
-            "model": self.model.state_dict(),
-            "ema": None if self.ema is None else self.ema.state_dict(),
+            **{name: None if part is None else part.state_dict() for name, part in self._parts().items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "loop": self.training_state(),
             "epochs_done": self.epochs_done,
             "history": self.history,
@@ -283,13 +284,11 @@ class Training(TrainingMixin):
         state = self.processes.from_first(found)
         if state is None:
             return
-        self.model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+        for name, part in self._parts().items():
+            if part is not None:
+                part.load_state_dict(state[name])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        if self.scaler is not None:
-            self.scaler.load_state_dict(state["scaler"])
         self.load_training_state(state["loop"])
         self.epochs_done, self.history = state["epochs_done"], state["history"]
         _logger.info("%s: resuming after epoch %d of %d", self.name, self.epochs_done, self.settings.epochs)
