@@ -225,9 +225,9 @@ def test_what_could_not_be_loaded_is_refused_with_the_remedy(model, tmp_path, ch
 def test_reparameterized_model_is_refused_with_the_remedy(tmp_path):
     model = timm_csg.differentiate(timm.create_model("mobileone_s0", num_classes=3)).eval()
     logging.getLogger("timm").setLevel(logging.ERROR)
-    with pytest.raises(ValueError, match=r"no longer has the tensors of mobileone_s0.*save it before what changes its layers"):
+    with pytest.raises(ValueError, match=r"tensors of mobileone_s0.*save it before what changes its layers"):
         save_pretrained(timm.utils.reparameterize_model(model), tmp_path)
-    with pytest.raises(ValueError, match="no longer mobileone_s0"):
+    with pytest.raises(ValueError, match="no longer has the tensors of mobileone_s0"):
         save_plain(timm.utils.reparameterize_model(timm.create_model("mobileone_s0", num_classes=3)), tmp_path)
 
 

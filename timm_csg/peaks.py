@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,7 +32,7 @@ def peak(maps: Tensor) -> Tensor:
     largest = flat.amax(dim=-1, keepdim=True)
     is_largest = flat == largest
     places = F.pad(torch.cartesian_prod(row.float(), column.float()), (1, 0), value=1.0)  # 1, row, column
-    with torch.autocast(maps.device.type, enabled=False):
+    with nullcontext() if maps.is_meta else torch.autocast(maps.device.type, enabled=False):  # meta has no autocast
         sums = (is_largest.float() @ places) * (largest > 0)
     number, rows, columns = sums[..., None].unbind(dim=-2)
     # number x squared distance from the mean place, without what is the same everywhere: whole numbers

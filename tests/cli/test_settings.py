@@ -186,3 +186,10 @@ def test_another_folder_keeps_what_the_run_was_trained_with(tmp_path):
     divided = settings_of({"data": str(tmp_path / "a")}, str(tmp_path))
     assert (divided.img_size, divided.val_fraction) == (32, None)
     assert json.loads(moved.to_json())["data"] == f"folder:{tmp_path / 'b'}"
+
+
+def test_a_folder_named_digits_does_not_hide_the_digits(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert TrainSettings().resolved().data == "digits"
+    assert TrainSettings(data="folder:digits").folder is not None

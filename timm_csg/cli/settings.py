@@ -150,7 +150,7 @@ class TrainSettings:
         if self.data.startswith("folder:"):
             return Path(self.data.removeprefix("folder:")).expanduser()
         named = Path(self.data).expanduser()
-        return named if named.is_dir() else None
+        return named if self.data != DIGITS and named.is_dir() else None
 
     @property
     def data_name(self) -> str:
