@@ -93,7 +93,8 @@ def test_two_names_for_one_model_are_refused(tmp_path, capsys):
     assert main(["train", *arguments]) == 2
     assert "--recipe paper and assigned make the same model" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    arguments = ["--recipe", "paper", "joint", "--paths", "joint", "--output", str(tmp_path / "run")]
+    arguments = ["--recipe", "paper", "joint", "--paths", "joint", "--option", "classes_per_filter=1.0"]
+    arguments += ["--output", str(tmp_path / "run")]
     assert main(["train", *arguments]) == 2
     assert "--recipe paper and joint make the same model" in capsys.readouterr().err
 
@@ -120,15 +121,15 @@ def test_typos_in_names_of_checkpoints_and_metrics_offer_the_nearest(tmp_path, m
     assert main(["report", "rnu"]) == 2
     assert "did you mean run?" in capsys.readouterr().err
     assert main(["evaluate", "x", "--metrics", "acuracy"]) == 2
-    assert "did you mean accuracy?" in capsys.readouterr().err
+    assert "Did you mean 'accuracy'?" in capsys.readouterr().err
     assert main(["evaluate", "x", "--metrics", ""]) == 2
-    assert "--metrics names no group of metrics" in capsys.readouterr().err
+    assert "no group of metrics is named" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [["--attack-images", "0"], ["--eps", "-1"]])
 def test_ranges_of_evaluate(option, capsys):
     assert main(["evaluate", "x", *option]) == 2
-    assert option[0] in capsys.readouterr().err
+    assert option[0].strip("-").replace("-", "_") in capsys.readouterr().err
 
 
 def test_a_run_made_with_relative_paths_works_from_elsewhere_and_with_moved_data(tmp_path, monkeypatch, capsys):
