@@ -80,6 +80,15 @@ def test_cifar10_runs_on_a_file_of_its_format(run_example, cifar, tmp_path, reci
         assert timm_csg.from_pretrained(output).mechanism.class_filter_matrix().shape == (10, 64)
 
 
+@pytest.mark.parametrize("recipe", ["standard", "paper", "again", "assigned"])
+def test_cifar_curves_measures_over_epochs(run_example, cifar, tmp_path, recipe):
+    arguments = ["--data", cifar, "--recipe", recipe, "--epochs", 2, "--batch-size", 20, "--output", tmp_path / "out"]
+    rows = run_example("cifar_curves", *arguments, "--device", "cpu")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()] == rows
+    assert ("density" in rows[0]) == (recipe != "standard")
+
+
 def test_factor_maps_draws_its_sheet(run_example, tmp_path):
     result = run_example("factor_maps", "--epochs", 1, "--output", tmp_path)
     assert result["reconstruction"] > 0

@@ -327,7 +327,7 @@ def test_attribute_of_the_same_name_is_refused(tiny_model):
     ("options", "error", "words"),
     [
         ({"mechanism": "cgs"}, ValueError, "unknown mechanism 'cgs'; known are assigned, chain, csg"),
-        ({"mechanism": None}, TypeError, "mechanism must be a name"),
+        ({"mechanism": 3}, TypeError, "mechanism must be a name"),
         ({"beta": 4.0}, ValueError, "no option beta; its options are filters_per_class"),
         (
             {"mechanism": "csg", "sparsity_norm": "l3"},

@@ -31,7 +31,8 @@ def peak(maps: Tensor) -> Tensor:
     flat = maps.flatten(-2)
     largest = flat.amax(dim=-1, keepdim=True)
     is_largest = flat == largest
-    places = F.pad(torch.cartesian_prod(row.float(), column.float()), (1, 0), value=1.0)  # 1, row, column
+    grid = torch.meshgrid(row.float(), column.float(), indexing="ij")
+    places = F.pad(torch.stack(grid, dim=-1).flatten(0, 1), (1, 0), value=1.0)  # 1, row, column
     with nullcontext() if maps.is_meta else torch.autocast(maps.device.type, enabled=False):  # meta has no autocast
         sums = (is_largest.float() @ places) * (largest > 0)
     number, rows, columns = sums[..., None].unbind(dim=-2)

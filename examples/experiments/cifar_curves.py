@@ -16,45 +16,21 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from cifar_budgets import BUDGETS, LABEL_GATES, WIDTHS, make_scheduler, measure
 from cifar_resnet20 import Batches, load_cifar  # importing it registers resnet20_cifar
 
 import timm_csg
-from timm_csg import checkpoint, measuring, metrics
+from timm_csg import checkpoint
 from timm_csg.recipes import RECIPES
-
-
-class Budget(NamedTuple):
-    """How long and how fast; ``milestones`` are epochs at which the rate falls to a tenth, none: one cycle."""
-
-    epochs: int
-    batch_size: int
-    rate: float
-    weight_decay: float
-    nesterov: bool
-    milestones: tuple[int, ...] = ()
-
-
-BUDGETS = {
-    "authors": Budget(150, 256, 0.1, 1e-4, True, (60, 90, 120)),
-    "again": Budget(200, 128, 0.1, 1e-4, False, (100, 150)),
-    "short": Budget(15, 128, 0.2, 5e-4, True),
-    "tuned": Budget(5, 128, 1e-3, 0.05, False),
-}
-WIDTHS = {"resnet20": (16, 32, 64), "wide": (64, 128, 256)}
-LABEL_GATES = {  # mechanism, gated epochs (epoch % 3), whether the gate is projected
-    "paper": (timm_csg.CSGConfig(), 1, True),
-    "again": (timm_csg.CSGConfig(sparsity_weight=0.1, classes_per_filter=1.0, initial_gate=1.0), 2, False),
-}
 
 
 def main(arguments: list[str] | None = None) -> list[dict]:
@@ -66,6 +42,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     parser.add_argument("--net", default="resnet20", choices=WIDTHS)
     parser.add_argument("--weights", type=Path, help="model.safetensors of a trained resnet20_cifar, for tuned")
     parser.add_argument("--rate", type=float, help="other than the budget's")
+    parser.add_argument("--batch-size", type=int, help="other than the budget's")
     parser.add_argument("--epochs", type=int, help="other than the budget's; milestones are scaled")
     parser.add_argument("--assign-at", type=int, default=0, help="epoch before which filters are assigned")
     parser.add_argument("--seed", type=int, default=0)
@@ -93,7 +70,7 @@ class Run:
     def __init__(self, args: argparse.Namespace, images: Tensor, targets: Tensor, test: Batches) -> None:
         self.args, self.test, self.classes = args, test, int(targets.max()) + 1
         budget = BUDGETS[args.budget]
-        self.budget = budget._replace(rate=args.rate or budget.rate)
+        self.budget = budget._replace(rate=args.rate or budget.rate, batch_size=args.batch_size or budget.batch_size)
         self.epochs = args.epochs or self.budget.epochs
         self.batches = Batches(images, targets, self.budget.batch_size, is_training=True)
         self.pictures = Batches(images, targets, 500, is_training=False)
@@ -111,7 +88,7 @@ class Run:
             self.loop.schedule, gate_rate = recipe.schedule, recipe.gate_lr
         self.model = model.to(args.device, memory_format=torch.channels_last)
         self.optimizer = self.make_optimizer(gate_rate)
-        self.scheduler = self.make_scheduler([group["lr"] for group in self.optimizer.param_groups])
+        self.scheduler = make_scheduler(self.optimizer, args.budget, self.epochs, len(self.batches))
         self.assigned_at = args.assign_at if args.recipe == "assigned" else None
 
     def make_optimizer(self, gate_rate: float | None) -> torch.optim.Optimizer:
@@ -124,18 +101,6 @@ class Run:
         if gate_rate or not self.budget.milestones:
             groups = timm_csg.param_groups(self.model, lr=rate, gate_lr=gate_rate, weight_decay=decay)
         return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=self.budget.nesterov)
-
-    def make_scheduler(self, rates: list[float]) -> torch.optim.lr_scheduler.LRScheduler:
-        """Stepped after every batch."""
-        steps = len(self.batches)
-        if not self.budget.milestones:
-            total = self.epochs * steps
-            warm = 0.15 if self.args.budget == "tuned" else 0.25
-            return torch.optim.lr_scheduler.OneCycleLR(
-                self.optimizer, rates, total, pct_start=warm, cycle_momentum=False
-            )
-        milestones = [epoch * self.epochs * steps // self.budget.epochs for epoch in self.budget.milestones]
-        return torch.optim.lr_scheduler.MultiStepLR(self.optimizer, milestones)
 
     def train(self) -> list[dict]:
         rows, start = [], time.perf_counter()
@@ -188,31 +153,6 @@ class Run:
 
 def changed(config: timm_csg.MechanismConfig, options: dict) -> timm_csg.MechanismConfig:
     return type(config)(**(vars(config) | options))
-
-
-def measure(model: nn.Module, test: Batches, classes: int) -> dict:
-    """Numbers of the test pictures; without a gate, by mutual information."""
-    seen = measuring.collect(model, test)
-    targets = seen.targets
-    mutual = metrics.mutual_information(seen.features.to(test.images.device), targets, classes).cpu()
-    result = {"accuracy": metrics.accuracy(seen.logits, targets), "MIS": float(mutual.amax(dim=0).mean())}
-    result["purity"] = float(metrics.purity(seen.features, targets, classes, count=20).mean())
-    result["selectivity"] = float(metrics.class_selectivity(seen.features, targets, classes).mean())
-    owners = metrics.owners(mutual)
-    if timm_csg.is_differentiated(model):
-        gate = model.mechanism.class_filter_matrix().cpu()
-        is_binary = bool(((gate == 0) | (gate == 1)).all())
-        owners = gate > 0.5 if is_binary and float(gate.mean()) < 1 else metrics.owners(gate)
-        result |= {
-            "gated": metrics.accuracy(seen.gated_logits, targets),
-            "density": float(metrics.gate_density(gate)),
-            "classes_per_filter": float((gate > 0.5).float().sum(dim=0).mean()),
-            "agreement": float(metrics.owner_agreement(gate, mutual)),
-            "weight_on_owned": float(model.fc.weight[gate.to(model.fc.weight.device) > 0.5].abs().mean()),
-            "weight_on_others": float(model.fc.weight[gate.to(model.fc.weight.device) <= 0.5].abs().mean()),
-        }
-    removed = measuring.ablate(model, test, owners, classes)
-    return result | {"without": removed.own, "others": removed.others}
 
 
 if __name__ == "__main__":

@@ -138,6 +138,8 @@ def test_newer_format_is_refused_before_the_weights_are_fetched(regular_hub, pus
 
 def test_name_of_nothing_says_how_names_look():
     with pytest.raises(CheckpointError, match="the folder does not exist, and repositories are named 'user/name'"):
+        timm_csg.from_pretrained("nothing-of-this-name")
+    with pytest.raises(CheckpointError, match="resnet18 is a model of timm, which no mechanism was trained with"):
         timm_csg.from_pretrained("resnet18")
 
 

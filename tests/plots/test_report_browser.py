@@ -248,7 +248,7 @@ def test_heat_maps_can_be_switched_off(page):
 def test_all_pages_can_be_shown_at_once_and_printed(page, tmp_path):
     one = page.pdf(tmp_path / "one.pdf").stat().st_size
     page.run("document.querySelector('#all').click()")
-    assert len(shown(page)) == 6 + 4 + 24
+    assert len(shown(page)) == 7 + 4 + 24
     assert page.pdf(tmp_path / "all.pdf").stat().st_size > 2 * one
 
 
@@ -276,6 +276,6 @@ def test_everything_is_visible_without_scripts(page, report_file):
     page.open(report_file.as_uri())
     page.without_scripts(disabled=False)  # to look at what was made without
     assert page.run("document.documentElement.className") == ""
-    assert len(shown(page)) == 6 + 4 + 24
+    assert len(shown(page)) == 7 + 4 + 24
     assert page.run("[...document.querySelectorAll('.needs-js')].every(part => !part.offsetParent)")
     assert page.run("document.querySelector('.still').naturalWidth") == 24
