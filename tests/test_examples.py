@@ -85,7 +85,7 @@ def test_cifar_curves_measures_over_epochs(run_example, cifar, tmp_path, recipe)
     arguments = ["--data", cifar, "--recipe", recipe, "--epochs", 2, "--batch-size", 20, "--output", tmp_path / "out"]
     rows = run_example("cifar_curves", *arguments, "--device", "cpu")
     assert [row["epoch"] for row in rows] == [1, 2]
-    assert [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()] == rows
+    assert (tmp_path / "out").read_text().splitlines() == [json.dumps(row) for row in rows]
     assert ("density" in rows[0]) == (recipe != "standard")
 
 
