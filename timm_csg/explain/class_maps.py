@@ -152,7 +152,7 @@ def guided_grad_cam(model: nn.Module, images: Images, targets: Targets = None) -
 
 
 def owner_map(
-    model: nn.Module, images: Tensor, targets: Targets = None, *, upsample: bool = True, path: Path = "standard"
+    model: nn.Module, images: Images, targets: Targets = None, *, upsample: bool = True, path: Path = "standard"
 ) -> Tensor:
     """The evidence for a class by the filters that it owns: what each place adds to the class's logit through them.
 
@@ -168,8 +168,8 @@ def owner_map(
     Args:
         model: A differentiated model whose features form a grid; left as found. Behind a mechanism that acts at
             inference (ICNN), the maps are the masked ones.
-        images: [batch, channels, height, width], normalised as in training.
-        targets: Class indices [batch], or one index for all images; None: the class predicted by the standard path.
+        images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
+        targets: Classes by index or name [batch], or one for all images; None: what the standard path predicts.
         upsample: Bilinear, to the size of the images; otherwise on the grid of the stage, where the sum holds.
         path: Which logit, see ``grad_cam``.
 
@@ -189,6 +189,7 @@ def owner_map(
     """
     with borrowed(model) as inner:
         owned = own_filters(inner)
+        images = as_batch(inner, images)
         run = run_stage(inner, images, targets, path)
         evidence = _gradient_maps(inner, run, images) * to_maps(inner, run.features, images)
         maps = torch.einsum("bfhw,bf->bhw", evidence, owned[run.targets].to(evidence.dtype))

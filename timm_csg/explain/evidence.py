@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from timm_csg.explain._grid import to_maps
 from timm_csg.explain._run import Targets, borrowed, picked, readable, resized, run_stage
 from timm_csg.explain.class_maps import _gradient_maps
+from timm_csg.explain.inputs import Images, as_batch
 from timm_csg.mechanisms.assigned import AssignedFilters
 from timm_csg.model import is_differentiated
 
 
-def evidence_map(model: nn.Module, images: Tensor, targets: Targets = None, *, upsample: bool = True) -> Tensor:
+def evidence_map(model: nn.Module, images: Images, targets: Targets = None, *, upsample: bool = True) -> Tensor:
     """Where the filters that a class owns respond more than they do on average, and where less.
 
     M_c(x, y) = mean over the class's own filters k of scale_k (A_k(x, y) - mean_k) / deviation_k, divided by the number
@@ -21,8 +22,8 @@ def evidence_map(model: nn.Module, images: Tensor, targets: Targets = None, *, u
 
     Args:
         model: A model with assigned filters whose features form a grid; left as found.
-        images: [batch, channels, height, width], normalised as in training.
-        targets: Class indices [batch], or one index for all images; None: the class predicted by the standard path.
+        images: [batch, channels, height, width], normalised as in training; or pictures of any kind, see ``as_batch``.
+        targets: Classes by index or name [batch], or one for all images; None: what the standard path predicts.
         upsample: Bilinear, to the size of the images; otherwise on the grid of the stage, where the sum holds.
 
     Returns:
@@ -46,6 +47,7 @@ def evidence_map(model: nn.Module, images: Tensor, targets: Targets = None, *, u
                 f"{type(inner).__name__} has no assigned filters, whose averages the map is measured against; use "
                 "explain.grad_cam, or differentiate() and train with mechanism='assigned'."
             )
+        images = as_batch(inner, images)
         run = run_stage(inner, images, targets, "gated")
         maps = (_gradient_maps(inner, run, images) * to_maps(inner, run.features, images)).sum(dim=1)
         logit = picked(run.logits, run.targets) - assigned.bias[run.targets]
