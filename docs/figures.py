@@ -20,7 +20,7 @@ from torch import Tensor
 
 import timm_csg
 from timm_csg import explain
-from timm_csg.plots import map_figure
+from timm_csg.plots import contrast_figure, map_figure
 
 DOCS = Path(__file__).parent
 EXAMPLES = DOCS.parent / "examples"
@@ -41,7 +41,11 @@ def draw() -> list[Path]:
         _example("cifar_resnet20")  # registers the architecture
         model = timm_csg.from_pretrained(EXAMPLES / "cifar10_resnet20_assigned")
         pictures = _pictures()
-        figures = {"explanations.png": _explanations(model, pictures), "filters.png": _filters(model, pictures)}
+        figures = {
+            "explanations.png": _explanations(model, pictures),
+            "filters.png": _filters(model, pictures),
+            "contrast.png": _contrast(model, pictures),
+        }
         for name, figure in figures.items():
             figure.savefig(MADE / name, dpi=110)
         with contextlib.redirect_stdout(io.StringIO()):
@@ -107,6 +111,12 @@ def _filters(model: torch.nn.Module, pictures: Tensor) -> Any:
             figure.axes[row * len(columns) + place + 1].set_title(text, fontsize=7)
         figure.axes[row * len(columns)].set_title(f"{CLASSES[one.target]} {one.probability:.0%}", fontsize=7)
     return figure
+
+
+def _contrast(model: torch.nn.Module, pictures: Tensor) -> Any:
+    """A dog and a horse: what decides between the two classes."""
+    two = pictures[2:4]
+    return contrast_figure(two, explain.contrast(model, _normalised(model, two), "dog", "horse", top=4), names=CLASSES)
 
 
 if __name__ == "__main__":
