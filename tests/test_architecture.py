@@ -199,6 +199,27 @@ def forbidden(module):
                 yield f"{node.lineno}: torch.load without weights_only=True"
 
 
+# Functions of torch that make a tensor on torch's default device unless they are told where.
+FACTORIES = {
+    *("arange", "as_tensor", "asarray", "empty", "eye", "full", "linspace", "logspace", "normal", "ones", "rand"),
+    *("randint", "randn", "randperm", "range", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros"),
+}
+
+
+def test_tensors_are_made_on_a_named_device():
+    """The default device is the user's; a mechanism follows it, since it is made inside its model's device."""
+    offenders = [
+        f"{name}, line {node.lineno}"
+        for path, name in MODULES
+        if not name.startswith("timm_csg.mechanisms")
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in {f"torch.{factory}" for factory in FACTORIES}
+        and "device" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert offenders == []
+
+
 @pytest.mark.parametrize("code", ["import timm_csg", "from timm_csg.cli import _parser; _parser().format_help()"])
 def test_imports_load_nothing_heavy_and_print_nothing(code):
     code = f"import sys; {code}; sys.stderr.write(' '.join(m for m in sys.modules if '.' not in m))"

@@ -58,12 +58,13 @@ def assign(correlations: Tensor, filters_per_class: int | None = None) -> Tensor
     if filters_per_class is not None and filters_per_class * num_classes > num_filters:
         return _shared(gains, filters_per_class)
     fewest = filters_per_class or num_filters // num_classes
-    seats = torch.arange(num_classes).repeat(fewest)
-    bonus = torch.full((len(seats), 1), 4.0)  # more than any exchange can gain: every class gets its fewest first
+    seats = torch.arange(num_classes, device="cpu").repeat(fewest)
+    # The bonus is more than any exchange can gain: every class gets its fewest first.
+    bonus = torch.full((len(seats), 1), 4.0, device="cpu")
     if filters_per_class is None and num_filters % num_classes:
-        seats = torch.cat([seats, torch.arange(num_classes)])
-        bonus = torch.cat([bonus, torch.zeros(num_classes, 1)])
-    assignment = torch.zeros(num_classes, num_filters, dtype=torch.bool)
+        seats = torch.cat([seats, torch.arange(num_classes, device="cpu")])
+        bonus = torch.cat([bonus, torch.zeros(num_classes, 1, device="cpu")])
+    assignment = torch.zeros(num_classes, num_filters, dtype=torch.bool, device="cpu")
     rows, columns = _solve(gains[seats] + bonus)
     assignment[seats[rows], columns] = True
     return assignment
@@ -84,17 +85,19 @@ def _shared(gains: Tensor, filters_per_class: int) -> Tensor:
 
 def _shared_in_parts(gains: Tensor, filters_per_class: int, at_a_time: int) -> Tensor:
     num_classes, num_filters = gains.shape
-    owned = torch.zeros(num_classes, num_filters, dtype=gains.dtype)
+    owned = torch.zeros(num_classes, num_filters, dtype=gains.dtype, device="cpu")
     for done in range(filters_per_class):
-        for part in torch.arange(num_classes).split(at_a_time if done else CLASSES_AT_A_TIME):
+        for part in torch.arange(num_classes, device="cpu").split(at_a_time if done else CLASSES_AT_A_TIME):
             # Filters with room: so many classes that all places together just suffice.
             most = -(-(done * num_classes + int(part[-1]) + 1) // num_filters)
             room = (most - owned.sum(dim=0).long()).clamp(min=0)
             once = room.clamp(max=1)
-            places = torch.arange(num_filters).repeat_interleave(once if done and once.sum() >= len(part) else room)
+            places = torch.arange(num_filters, device="cpu").repeat_interleave(
+                once if done and once.sum() >= len(part) else room
+            )
             # 2: more than any choice of correlations can gain.
             meets = (owned[part] @ owned.T > 0).to(gains.dtype)
-            meets[torch.arange(len(part)), part] = 0
+            meets[torch.arange(len(part), device="cpu"), part] = 0
             gain = (gains[part] - 2 * meets @ owned).masked_fill(owned[part] > 0, -1e6)
             rows, columns = _solve(gain[:, places])
             owned[part[rows], places[columns]] = 1

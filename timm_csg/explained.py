@@ -117,7 +117,8 @@ class ExplainedModel(nn.Module):
 
 def _bilinear(cells: int, pixels: int) -> Tensor:
     """What each cell counts in each pixel of one side [pixels, cells]: two small products beat a general resize."""
-    return F.interpolate(torch.eye(cells)[None], size=pixels, mode="linear", align_corners=False)[0].T.contiguous()
+    each = torch.eye(cells, device="cpu")[None]
+    return F.interpolate(each, size=pixels, mode="linear", align_corners=False)[0].T.contiguous()
 
 
 def _why_no_evidence(model: DifferentiatedModel) -> str | None:
@@ -136,7 +137,7 @@ def _weights_of_places(model: DifferentiatedModel, head: Head, features: Tensor)
     rows = []
     for seed in (0, 1):
         generator = torch.Generator().manual_seed(seed)
-        leaf = torch.rand(features[:1].shape, generator=generator).to(features).requires_grad_()
+        leaf = torch.rand(features[:1].shape, generator=generator, device="cpu").to(features).requires_grad_()
         (gradient,) = torch.autograd.grad(head.pooled(leaf).sum(), leaf)
         rows.append(per_filter(model, gradient)[0])
     weights = torch.cat(rows)  # of all filters, twice

@@ -186,8 +186,8 @@ def epoch_order(length: int, seed: int) -> list[int]:
     It draws twice from the global generator: a seed for its workers, and one for the order.
     """
     generator = torch.Generator().manual_seed(seed)
-    _, of_order = (int(torch.empty((), dtype=torch.int64).random_(generator=generator)) for _ in range(2))
-    order: list[int] = torch.randperm(length, generator=torch.Generator().manual_seed(of_order)).tolist()
+    _, of_order = (int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator)) for _ in range(2))
+    order: list[int] = torch.randperm(length, generator=torch.Generator().manual_seed(of_order), device="cpu").tolist()
     return order
 
 

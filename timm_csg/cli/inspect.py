@@ -113,7 +113,7 @@ def _head(plain: Any, stage: Stage) -> dict[str, Any]:
             plain.forward_head(features)
     names = {name: module for name, module in plain.named_modules() if any(module is other for other in used)}
     model = copy.deepcopy(plain).to_empty(device="cpu")  # reserves address space; memory is used only where written
-    noise = torch.randn(65537, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(65537, generator=torch.Generator().manual_seed(0), device="cpu")
     for name in names:
         _fill_(model.get_submodule(name), noise)
     classifier = find_classifier(plain)
@@ -140,7 +140,7 @@ def _sees_places(model: Any, shape: torch.Size) -> bool:
     prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
     if len(shape) == 4 or not prefix:
         return True
-    features = torch.rand(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    features = torch.rand(shape, generator=torch.Generator().manual_seed(0), device="cpu").requires_grad_()
     (gradient,) = torch.autograd.grad(model.forward_head(features).sum(), features)
     return bool(gradient[:, prefix:].any())
 
@@ -149,7 +149,7 @@ def _has_grid(plain: nn.Module, stage: Stage, timm_name: str) -> bool:
     """Whether the features are maps, or tokens that can be laid over the image."""
     if stage.grid is not None:
         return True
-    images = torch.zeros(1, *get_model_input_config(plain)["input_size"])
+    images = torch.zeros(1, *get_model_input_config(plain)["input_size"], device="cpu")
     try:
         explain.filter_maps(plain, images.to("meta"), upsample=False)
     except ValueError:

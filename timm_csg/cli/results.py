@@ -76,7 +76,7 @@ def write_tables(found: Measurement, class_names: list[str], label: str, output:
     """
     stem = file_stem(label)
     _write_table(output / f"classes_{stem}.csv", {"class": class_names, **found.classes}, class_names)
-    filters = {"filter": torch.arange(found.subject.seen.features.shape[1]), **found.filters}
+    filters = {"filter": torch.arange(found.subject.seen.features.shape[1], device="cpu"), **found.filters}
     _write_table(output / f"filters_{stem}.csv", filters, class_names)
     write_figures(found, class_names, label, label, output / "figures")
 

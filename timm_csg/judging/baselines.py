@@ -47,7 +47,7 @@ def noise_map(model: Any, images: Tensor, targets: Tensor) -> Tensor:
         >>> noise_map(None, torch.zeros(2, 3, 64, 64), None).shape
         torch.Size([2, 64, 64])
     """
-    coarse = torch.rand(len(images), 1, 7, 7).to(images.device)
+    coarse = torch.rand(len(images), 1, 7, 7, device="cpu").to(images.device)
     return F.interpolate(coarse, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
 

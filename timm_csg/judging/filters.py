@@ -74,7 +74,7 @@ def judge_filters(
             f"count must be a whole number of at least 1, most_fits of at least 0, but they are {count!r} and "
             f"{most_fits!r}."
         )
-    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed)).to(targets.device)
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed), device="cpu").to(targets.device)
     classes = int(targets.max()) + 1 if num_classes is None else num_classes
     true = _Given(features, targets, classes, embeddings)
     shuffled = true._replace(
@@ -92,7 +92,7 @@ def judge_filters(
     found = {name: judged(measure(true), measure(shuffled)) for name, measure in measures.items()}
     if not most_fits:
         return found
-    rows = torch.linspace(0, features.shape[1] - 1, min(most_fits, features.shape[1])).round().long()
+    rows = torch.linspace(0, features.shape[1] - 1, min(most_fits, features.shape[1]), device="cpu").round().long()
     clear = contrastiveness(features[:, rows.to(features.device)])
     return found | {"contrastiveness": judged(clear, clear)}
 
@@ -123,7 +123,7 @@ def judge_diversity(maps: Tensor, own: Tensor, targets: Tensor, *, seed: int = 0
             "maps must be [samples, filters, height, width], own [classes, k] and targets classes below their number "
             f"[samples], but the shapes are {list(maps.shape)}, {list(own.shape)} and {list(targets.shape)}."
         )
-    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed)).to(targets.device)
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed), device="cpu").to(targets.device)
     rows = torch.arange(len(maps), device=maps.device)[:, None]
     both = (
         spatial_diversity(maps[rows, own.to(maps.device)[given.to(maps.device)]]) for given in (targets, targets[order])

@@ -142,10 +142,11 @@ def make_grids(
     generator = torch.Generator().manual_seed(seed)
     found: list[list[tuple[int, int]]] = []
     while len(able) >= side**2 and len(found) < grids:
-        drawn = [able[place] for place in torch.randperm(len(able), generator=generator)[: side**2].tolist()]
+        places = torch.randperm(len(able), generator=generator, device="cpu")[: side**2]
+        drawn = [able[place] for place in places.tolist()]
         found.append([(left[index].pop(0), index) for index in drawn])
         able = [index for index in able if left[index]]
-    cells = torch.tensor(found)
+    cells = torch.tensor(found, device="cpu")
     return Grids(cells[..., 0], cells[..., 1])
 
 

@@ -32,7 +32,7 @@ def with_noise(
     """
     generator = torch.Generator().manual_seed(seed)
     for images, targets in loader:
-        added = (noise * torch.randn(images.shape, generator=generator)).clamp(-clip, clip)
+        added = (noise * torch.randn(images.shape, generator=generator, device="cpu")).clamp(-clip, clip)
         yield images + added.to(images), targets
 
 

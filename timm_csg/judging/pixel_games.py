@@ -178,7 +178,7 @@ def area(curves: Tensor) -> Tensor:
 
 def blurred(images: Tensor) -> Tensor:
     """Images behind the Gaussian blur; mirrored at the border as often as a small image needs."""
-    offsets = torch.arange(KERNEL, dtype=torch.float64) - KERNEL // 2
+    offsets = torch.arange(KERNEL, dtype=torch.float64, device="cpu") - KERNEL // 2
     weight = (-(offsets**2) / (2 * SIGMA**2)).exp()
     weight = (weight / weight.sum()).to(images)
     channels, pad = images.shape[1], KERNEL // 2
@@ -197,10 +197,11 @@ def _mirrored(images: Tensor, pad: int, dim: int) -> Tensor:
 def _ranks(maps: Tensor, generator: torch.Generator) -> Tensor:
     """Place of every pixel in the order of its map, 0 for the largest [pictures, height, width]."""
     flat = maps.flatten(1).cpu()
-    shuffled = torch.rand(flat.shape, generator=generator).argsort(dim=1)
+    shuffled = torch.rand(flat.shape, generator=generator, device="cpu").argsort(dim=1)
     order = flat.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
     order = shuffled.gather(1, order)
-    return torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order)).view(maps.shape)
+    ranks = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, ranks).view(maps.shape)
 
 
 def _played(game: Game, model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor, **options: int) -> Judged:

@@ -125,7 +125,7 @@ def other_classes(targets: Tensor, num_classes: int, seed: int = 0) -> Tensor:
     """
     if num_classes < 2:
         raise ValueError(f"another class can be asked for only if there are two or more, but there is {num_classes}.")
-    step = torch.randint(1, num_classes, targets.shape, generator=torch.Generator().manual_seed(seed))
+    step = torch.randint(1, num_classes, targets.shape, generator=torch.Generator().manual_seed(seed), device="cpu")
     return (targets.cpu() + step).remainder(num_classes).to(targets.device)
 
 
@@ -149,7 +149,7 @@ def _shuffled(layers: list[list[Any]], counts: list[int], generator: torch.Gener
     for count in counts:
         for parameters in layers[done:count]:
             for parameter in parameters:
-                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+                order = torch.randperm(parameter.numel(), generator=generator, device="cpu").to(parameter.device)
                 with torch.no_grad():
                     parameter.copy_(parameter.flatten()[order].view_as(parameter))
         done = max(done, count)

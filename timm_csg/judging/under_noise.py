@@ -95,7 +95,7 @@ def stability(
     found = []
     with as_found(model, seed + 1):
         for _ in range(samples):
-            added = (noise * torch.randn(images.shape, generator=generator)).clamp(-clip, clip).to(images)
+            added = (noise * torch.randn(images.shape, generator=generator, device="cpu")).clamp(-clip, clip).to(images)
             found.append(map_similarity(maps, maps_of(explain, model, images + added, targets, batch_size)))
     return judged(torch.stack(found).mean(dim=0), between_pictures(maps))
 

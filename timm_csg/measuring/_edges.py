@@ -19,7 +19,7 @@ from torch import Tensor
 
 def pixel_edges(height: int, width: int, channels: int) -> Tensor:
     """What each pixel of an image depends on: itself, [4, channels, height, width]."""
-    row, column = torch.arange(height).float()[:, None], torch.arange(width).float()
+    row, column = torch.arange(height, device="cpu").float()[:, None], torch.arange(width, device="cpu").float()
     edges = [row.expand(height, width), -row.expand(height, width) - 1]
     edges += [column.expand(height, width), -column.expand(height, width) - 1]
     return torch.stack(edges)[:, None].repeat(1, channels, 1, 1)

@@ -120,11 +120,12 @@ def gather_rows(
 def _places(counts: list[int], given: list[list[int] | None]) -> tuple[list[Tensor], int]:
     """Row of the result for each row of each process, -1 for one that is there already; and the number of rows."""
     if any(indices is None for indices in given):
-        ends = torch.tensor(counts).cumsum(0).tolist()
-        return [torch.arange(end - count, end) for count, end in zip(counts, ends, strict=True)], sum(counts)
-    flat = torch.tensor([index for indices in given for index in indices or []])
+        ends = torch.tensor(counts, device="cpu").cumsum(0).tolist()
+        rows = [torch.arange(end - count, end, device="cpu") for count, end in zip(counts, ends, strict=True)]
+        return rows, sum(counts)
+    flat = torch.tensor([index for indices in given for index in indices or []], device="cpu")
     order = flat.sort(stable=True)
-    is_first = torch.ones(len(flat), dtype=torch.bool)
+    is_first = torch.ones(len(flat), dtype=torch.bool, device="cpu")
     is_first[1:] = order.values[1:] != order.values[:-1]
     place = torch.empty_like(flat)
     place[order.indices] = torch.where(is_first, is_first.cumsum(0) - 1, -1)
@@ -148,6 +149,6 @@ def _blocks(
 
 def _empty_rows(shape: tuple[int, ...], dtype: torch.dtype, path: Path | None) -> Tensor:
     if path is None:
-        return torch.empty(shape, dtype=dtype)
-    numpy_dtype = torch.empty(0, dtype=dtype).numpy().dtype
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    numpy_dtype = torch.empty(0, dtype=dtype, device="cpu").numpy().dtype
     return torch.from_numpy(np.lib.format.open_memmap(path, mode="w+", dtype=numpy_dtype, shape=shape))

@@ -100,8 +100,9 @@ class Annotations:
             )
         known = {size: input_geometry(transform, int(size[0]), int(size[1])) for size in map(tuple, sizes.tolist())}
         found = [known[size] for size in map(tuple, sizes.tolist())]
-        scale, offset = torch.tensor([g.scale for g in found]), torch.tensor([g.offset for g in found])
-        input_sizes = torch.tensor([g.size for g in found], dtype=torch.float32)
+        scale = torch.tensor([g.scale for g in found], device="cpu")
+        offset = torch.tensor([g.offset for g in found], device="cpu")
+        input_sizes = torch.tensor([g.size for g in found], dtype=torch.float32, device="cpu")
         points = self.points * scale[:, None] + offset[:, None]
         outside = ((points < 0) | (points > input_sizes[:, None])).any(dim=-1)
         points = points.masked_fill(outside[..., None], math.nan)
@@ -136,9 +137,13 @@ def read_annotations(path: str | Path) -> Annotations:
     if double:
         raise ValueError(f"{path}: {double[0]!r} is both a point and a box; give them different names.")
     nan = math.nan
-    boxes = torch.tensor([[record.boxes.get(name, [nan] * 4) for name in box_names] for record in records])
+    boxes = torch.tensor(
+        [[record.boxes.get(name, [nan] * 4) for name in box_names] for record in records], device="cpu"
+    )
     boxes = boxes.reshape(len(records), len(box_names), 4)
-    points = torch.tensor([[record.points.get(name, [nan] * 2) for name in point_names] for record in records])
+    points = torch.tensor(
+        [[record.points.get(name, [nan] * 2) for name in point_names] for record in records], device="cpu"
+    )
     parts = [index for index, name in enumerate(box_names) if name != "box"]
     centres = (boxes[:, parts, :2] + boxes[:, parts, 2:]) / 2
     return Annotations(
@@ -147,7 +152,7 @@ def read_annotations(path: str | Path) -> Annotations:
         boxes=boxes,
         point_names=(*point_names, *(box_names[index] for index in parts)),
         points=torch.cat([points.reshape(len(records), len(point_names), 2), centres], dim=1),
-        sizes=torch.tensor([record.size for record in records]),
+        sizes=torch.tensor([record.size for record in records], device="cpu"),
     )
 
 

@@ -54,7 +54,8 @@ def _effect(clean: Activations, changed: Activations, targets: Tensor, seed: int
 def _some_images(subject: Subject) -> tuple[Tensor, Tensor]:
     """Some of the images, spread evenly over the data set, which may be sorted by class."""
     total = len(subject.seen.targets)
-    wanted = set(torch.linspace(0, total - 1, min(total, subject.options["attack_images"])).long().tolist())
+    attacked = min(total, subject.options["attack_images"])
+    wanted = set(torch.linspace(0, total - 1, attacked, device="cpu").long().tolist())
     kept: list[tuple[Tensor, Tensor]] = []
     start = 0
     for images, targets in subject.loader:
@@ -81,7 +82,9 @@ def normalisation(loader: Any) -> dict[str, list[float]]:
     transform: Any = getattr(getattr(loader, "dataset", None), "transform", None)
     for step in getattr(transform, "transforms", ()):
         if hasattr(step, "mean") and hasattr(step, "std"):
-            return {name: torch.as_tensor(getattr(step, name)).flatten().tolist() for name in ("mean", "std")}
+            return {
+                name: torch.as_tensor(getattr(step, name), device="cpu").flatten().tolist() for name in ("mean", "std")
+            }
     return {}
 
 

@@ -104,7 +104,7 @@ def pgd(
     with torch.inference_mode(mode=False), torch.enable_grad(), evaluating(model):
         attacked = images.detach().clone()
         if random_start:
-            noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed)).to(images)
+            noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(images)
             attacked = torch.clamp(attacked + (2 * noise - 1) * eps * scale, low, high)
         for _ in range(steps):
             attacked.requires_grad_()
@@ -126,8 +126,8 @@ def _pixel_units(
         raise ValueError(
             f"mean and std need one value per channel ({images.shape[1]}), but are {tuple(mean)} and {tuple(std)}."
         )
-    scale = 1 / torch.tensor(std, dtype=torch.float64)[:, None, None]
-    low = -torch.tensor(mean, dtype=torch.float64)[:, None, None] * scale
+    scale = 1 / torch.tensor(std, dtype=torch.float64, device="cpu")[:, None, None]
+    low = -torch.tensor(mean, dtype=torch.float64, device="cpu")[:, None, None] * scale
     low, high, scale = (value[None].to(images) for value in (low, low + scale, scale))
     pixels = (images - low) / scale
     if len(images) and (float(pixels.min()) < -0.01 or float(pixels.max()) > 1.01):

@@ -64,7 +64,9 @@ def receptive_field(model: nn.Module, image_size: int | tuple[int, int], *, chan
             size = (float((bottom - top).max()), float((right - left).max()))
             return ReceptiveField((top + bottom) / 2, (left + right) / 2, size, local=True)
         rows, columns = _grid(model, height, width, channels)
-    centre_y, centre_x = ((torch.arange(n) + 0.5) * (side / n) for n, side in ((rows, height), (columns, width)))
+    centre_y, centre_x = (
+        (torch.arange(n, device="cpu") + 0.5) * (side / n) for n, side in ((rows, height), (columns, width))
+    )
     return ReceptiveField(centre_y, centre_x, (float(height), float(width)), local=False)
 
 
@@ -85,7 +87,7 @@ def _edges_of_map(model: Any, height: int, width: int, channels: int) -> Tensor 
 
 def _grid(model: Any, height: int, width: int, channels: int) -> tuple[int, int]:
     parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
-    features = model.forward_features(torch.zeros(1, channels, height, width).to(parameter))
+    features = model.forward_features(torch.zeros(1, channels, height, width, device="cpu").to(parameter))
     if not isinstance(features, Tensor) or features.ndim != 4:
         raise ValueError(
             f"{type(model).__name__} has no feature map, so its positions have no location in the image; use a model "

@@ -91,7 +91,7 @@ def discs(field: ReceptiveField, diameter: float, image_size: tuple[int, int]) -
         tensor([[1, 0, 0],
                 [0, 0, 1]], dtype=torch.int32)
     """
-    rows, columns = torch.arange(image_size[0]) + 0.5, torch.arange(image_size[1]) + 0.5
+    rows, columns = torch.arange(image_size[0], device="cpu") + 0.5, torch.arange(image_size[1], device="cpu") + 0.5
     square_y = (rows - field.centre_y[:, None]) ** 2  # [map height, height]
     square_x = (columns - field.centre_x[:, None]) ** 2
     square = square_y[:, None, :, None] + square_x[None, :, None, :]
@@ -188,7 +188,7 @@ def part_interpretability(
             masks = region_masks(parts, slice(start, stop), *size).flatten(2).to(device)
             for one, target, parts_of_one in zip(valid, targets.tolist(), masks, strict=True):
                 active = one.any(dim=1)
-                found = torch.zeros(len(one), parts.shape[1])
+                found = torch.zeros(len(one), parts.shape[1], device="cpu")
                 found[active.cpu()] = (part_overlaps(one[active], covered, parts_of_one) > iou).float().cpu()
                 hits[target] = hits.get(target, 0) + found
                 counts[target] = counts.get(target, 0) + parts_of_one.any(dim=1).float().cpu()
@@ -196,7 +196,7 @@ def part_interpretability(
     if start != len(parts) or diameter is None:
         raise ValueError(f"parts have {len(parts)} rows, but the loader yields {start} images.")
     num_classes = max(hits) + 1 if num_classes is None else num_classes
-    shares = torch.full((num_classes, len(thresholds), parts.shape[1]), torch.nan)
+    shares = torch.full((num_classes, len(thresholds), parts.shape[1]), torch.nan, device="cpu")
     for target, found in hits.items():
         shares[target] = torch.where(counts[target] > 0, found / counts[target], torch.nan)
     return PartInterpretability(shares, thresholds.cpu(), float(diameter))

@@ -68,7 +68,7 @@ def fitted(subject: Subject) -> Answers:
 def diversity(subject: Subject) -> judging.Judged | None:
     """SID@5 of the filters with the largest weights for the predicted class; None where a head has no such weights."""
     predicted = subject.seen.logits.argmax(dim=1)
-    rows = torch.linspace(0, len(predicted) - 1, min(_MOST_MAPS, len(predicted))).round().long()
+    rows = torch.linspace(0, len(predicted) - 1, min(_MOST_MAPS, len(predicted)), device="cpu").round().long()
     images, _ = chosen_pictures(subject.batches(), rows)
     model, device = subject.model, next(subject.model.parameters()).device
     try:
@@ -102,7 +102,7 @@ def parts(subject: Subject) -> Answers:
 def explanations(subject: Subject) -> dict[str, dict[str, dict[str, float]]]:
     """Every map that the model has, and three that know nothing, under every judge: score, chance, standard error."""
     total, model = len(subject.seen.targets), subject.model
-    rows = torch.linspace(0, total - 1, min(subject.options["explanations"], total)).round().long()
+    rows = torch.linspace(0, total - 1, min(subject.options["explanations"], total), device="cpu").round().long()
     images, targets = chosen_pictures(subject.batches(), rows)
     objects = read_for(subject, "boxes").object_boxes()[rows] if subject.options.get("boxes") else None
     if objects is not None and bool(objects.isnan().any(dim=1).all()):

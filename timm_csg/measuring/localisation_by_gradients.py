@@ -60,7 +60,7 @@ def gradmap(
             means = seen_maps(model, images).flatten(2).mean(dim=2)
             chosen = means.gather(1, strongest[targets].to(device)).sum(dim=0)
         blur_y, blur_x = (_blur(side, sigma, device) for side in images.shape[2:])
-        total = torch.zeros(len(images))
+        total = torch.zeros(len(images), device="cpu")
         for index in range(len(chosen)):
             (gradient,) = torch.autograd.grad(chosen[index], images, retain_graph=index + 1 < len(chosen))
             length = gradient.float().norm(dim=1)
@@ -82,7 +82,7 @@ def _strongest_filters(model: nn.Module, loader: Loader, objects: Tensor, number
             means.append(seen_maps(model, images.to(device)).float().mean(dim=(2, 3)).cpu())
             classes.append(targets)
     values, targets = torch.cat(means), torch.cat(classes)
-    totals = torch.zeros(int(targets.max()) + 1, values.shape[1]).index_add_(0, targets, values)
+    totals = torch.zeros(int(targets.max()) + 1, values.shape[1], device="cpu").index_add_(0, targets, values)
     return totals.topk(min(number, values.shape[1]), dim=1).indices
 
 
@@ -90,7 +90,8 @@ def _blur(side: int, sigma: float | None, device: torch.device) -> Tensor:
     """Gaussian blur along one axis as a matrix [side, side], mirrored at the border without repeating it."""
     width = 30 / 128 * side if sigma is None else sigma
     radius = min(round(width), side - 1)
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    kernel = torch.exp(-(offsets**2) / (2 * width**2)) if width > 0 else torch.ones(1)
-    padded = F.pad(torch.eye(side)[:, None], (radius, radius), mode="reflect") if radius else torch.eye(side)[:, None]
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device="cpu")
+    kernel = torch.exp(-(offsets**2) / (2 * width**2)) if width > 0 else torch.ones(1, device="cpu")
+    each = torch.eye(side, device="cpu")[:, None]
+    padded = F.pad(each, (radius, radius), mode="reflect") if radius else each
     return F.conv1d(padded, (kernel / kernel.sum())[None, None])[:, 0].T.to(device)

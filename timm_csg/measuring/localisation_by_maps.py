@@ -89,12 +89,13 @@ def _filter_table(maps: Tensor, targets: Tensor, masks: Tensor, share: float, po
     rows = maps.transpose(0, 1).reshape(filters, -1)
     lowest = rows.kthvalue(rows.shape[1] - max(number, 1) + 1, dim=1).values
     num_classes = int(targets.max()) + 1
-    sums, counts = torch.zeros(3, num_classes, filters), torch.zeros(num_classes)
+    sums, counts = torch.zeros(3, num_classes, filters, device="cpu"), torch.zeros(num_classes, device="cpu")
     for one, target, truth in zip(maps, targets.tolist(), masks, strict=True):
         if not truth.any():
             continue
         counts[target] += 1
-        columns, size = torch.stack([torch.ones(truth.numel()), truth.flatten().float()], dim=1), int(truth.sum())
+        inside, size = truth.flatten().float(), int(truth.sum())
+        columns = torch.stack([torch.ones_like(inside), inside], dim=1)
         for first in range(0, filters, 128):  # so that the upsampled maps fit the cache
             part = slice(first, first + 128)
             heat = F.interpolate(one[None, part], truth.shape, mode="bilinear", align_corners=False)[0]

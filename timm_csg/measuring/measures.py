@@ -204,7 +204,7 @@ def _map_iou(subject: Subject, method: str) -> Tensor | None:
     found = subject.once(localisation).get(method)
     if found is None:
         return None
-    column = torch.full((subject.num_classes,), torch.nan)
+    column = torch.full((subject.num_classes,), torch.nan, device="cpu")
     column[: len(found.iou)] = found.iou
     return column
 

@@ -110,8 +110,8 @@ class Tally:
     def __init__(self, filter_owners: Tensor, num_classes: int, keep_only: bool) -> None:
         own, self.set_of_class = own_filters(filter_owners, num_classes).cpu().unique(dim=0, return_inverse=True)
         self.kept = torch.cat([torch.ones_like(own[:1]), own if keep_only else ~own])  # [1 + sets, filters]
-        self.correct = torch.zeros(len(self.kept), num_classes, dtype=torch.float64)
-        self.count = torch.zeros(num_classes, dtype=torch.float64)
+        self.correct = torch.zeros(len(self.kept), num_classes, dtype=torch.float64, device="cpu")
+        self.count = torch.zeros(num_classes, dtype=torch.float64, device="cpu")
 
     def add(self, hits: Tensor, targets: Tensor) -> None:
         """Count right answers [1 + sets, batch]."""
@@ -151,7 +151,7 @@ def own_filters(filter_owners: Tensor, num_classes: int) -> Tensor:
             "filter_owners must be class indices [filters] or bool [classes, filters], but is "
             f"{filter_owners.dtype} {list(filter_owners.shape)}; pass owners(gate) or gate > 0.5."
         )
-    return filter_owners.cpu()[None] == torch.arange(num_classes)[:, None]
+    return filter_owners.cpu()[None] == torch.arange(num_classes, device="cpu")[:, None]
 
 
 def top_filters(class_filter_matrix: Tensor, count: int | Sequence[int]) -> Tensor:
@@ -175,11 +175,11 @@ def top_filters(class_filter_matrix: Tensor, count: int | Sequence[int]) -> Tens
     """
     num_classes, num_filters = class_filter_matrix.shape
     one = whole(count)
-    counts = torch.tensor([one] * num_classes if one is not None else list(count))  # type: ignore[arg-type]
+    counts = torch.tensor([one] * num_classes if one is not None else list(count), device="cpu")  # type: ignore[arg-type]
     if len(counts) != num_classes or bool(((counts < 0) | (counts > num_filters)).any()):
         raise ValueError(
             f"count must be one number or {num_classes} numbers between 0 and {num_filters} filters, but is {count}."
         )
     order = class_filter_matrix.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(num_filters).expand_as(order).to(order.device))
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(num_filters, device=order.device).expand_as(order))
     return rank < counts.to(order.device)[:, None]

@@ -48,7 +48,7 @@ def detection_errors(
             "clean and attacked must be [images, values] for the same images, at least 4, but are "
             f"{list(clean.shape)} and {list(attacked.shape)}."
         )
-    order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(seed), device="cpu")
     half = len(clean) // 2
     parts = []
     for images in (order[:half], order[half:]):
@@ -165,7 +165,7 @@ def threshold_detection(clean: Tensor, attacked: Tensor, *, false_alarm_rate: fl
     clean, attacked = clean.detach().double().cpu(), attacked.detach().double().cpu()
     ordered = clean.sort().values
     below, not_above = (torch.searchsorted(ordered, attacked, right=right).double() for right in (False, True))
-    order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(seed), device="cpu")
     chosen, judged = order[: len(clean) // 2], order[len(clean) // 2 :]
     threshold = clean[chosen].quantile(1 - false_alarm_rate, interpolation="higher")
     false_alarms = float((clean[judged] > threshold).double().mean())

@@ -39,7 +39,7 @@ def contrastiveness(features: Tensor, *, random_state: int = 0) -> Tensor:
     from sklearn.mixture import GaussianMixture
 
     check_features(features, samples=2)
-    result = torch.zeros(features.shape[1], dtype=torch.float64)
+    result = torch.zeros(features.shape[1], dtype=torch.float64, device="cpu")
     for index, column in enumerate(features.detach().T):
         if column.amax() == column.amin():
             continue

@@ -6,6 +6,7 @@ A filter that means a part keeps its distance to every landmark, from picture to
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -115,7 +116,8 @@ def location_instability(
     _check(peaks, landmarks, top)
     num_classes = int(peaks.targets.max()) + 1 if num_classes is None else num_classes
     filters, parts = peaks.strength.shape[1], landmarks.shape[1]
-    deviations, counts = torch.full((num_classes, filters, parts), torch.nan), torch.zeros(num_classes, filters, parts)
+    deviations = torch.full((num_classes, filters, parts), torch.nan, device="cpu")
+    counts = torch.zeros_like(deviations)
     silent, used = 0.0, 0.0
     for index in range(num_classes):
         for part in range(parts):
@@ -125,7 +127,7 @@ def location_instability(
             strength, order = peaks.strength[rows].topk(min(top, int(rows.sum())), dim=0)
             place = peaks.place[rows].gather(0, order[..., None].expand(-1, -1, 2))
             mark = landmarks[rows, part][order]
-            distance = (place.double() - mark.double()).norm(dim=2) / torch.tensor(peaks.image_size).double().norm()
+            distance = (place.double() - mark.double()).norm(dim=2) / math.hypot(*peaks.image_size)
             is_silent = strength <= 0
             weight = (~is_silent).double() if drop_silent else torch.ones_like(distance)
             number = weight.sum(dim=0)

@@ -81,12 +81,12 @@ def half_sample_interval(
     targets, generator = targets.cpu(), torch.Generator().manual_seed(random_state)
     if targets.ndim != 1 or len(targets) < 4:
         raise ValueError(f"targets must be class indices for at least 4 images, but have shape {list(targets.shape)}.")
-    estimate = torch.as_tensor(statistic(torch.arange(len(targets)))).double()
+    estimate = torch.as_tensor(statistic(torch.arange(len(targets), device="cpu")), device="cpu").double()
     drawn, sizes = [], []
     for _ in range(resamples):
         half = random_half(targets, generator)
         sizes.append(len(half))
-        drawn.append(torch.as_tensor(statistic(half)).double().cpu())
+        drawn.append(torch.as_tensor(statistic(half), device="cpu").double().cpu())
         if progress is not None:
             progress(1)
     size = sum(sizes) / resamples
@@ -109,11 +109,11 @@ def random_half(targets: Tensor, generator: torch.Generator) -> Tensor:
         >>> random_half(torch.tensor([0, 0, 0, 0, 1, 1]), torch.Generator().manual_seed(0)).shape
         torch.Size([3])
     """
-    by_chance = torch.rand(len(targets), generator=generator).argsort()
+    by_chance = torch.rand(len(targets), generator=generator, device="cpu").argsort()
     order = by_chance[targets[by_chance].argsort(stable=True)]  # class by class, by chance within
     counts = torch.bincount(targets)
-    place = torch.arange(len(targets)) - (counts.cumsum(0) - counts)[targets[order]]
-    odd_one = torch.randint(0, 2, counts.shape, generator=generator)
+    place = torch.arange(len(targets), device="cpu") - (counts.cumsum(0) - counts)[targets[order]]
+    odd_one = torch.randint(0, 2, counts.shape, generator=generator, device="cpu")
     return order[place < ((counts + odd_one) // 2)[targets[order]]].sort().values
 
 

@@ -53,6 +53,8 @@ def noise_floor(
     if (whole(shuffles) or 0) < 1:
         raise ValueError(f"shuffles must be a whole number, 1 or more, but is {shuffles!r}.")
     generator = torch.Generator().manual_seed(random_state)
-    orders = (torch.randperm(len(targets), generator=generator).to(targets.device) for _ in range(shuffles))
-    values = torch.tensor([float(statistic(targets[order])) for order in orders], dtype=torch.float64)
+    orders = (
+        torch.randperm(len(targets), generator=generator, device="cpu").to(targets.device) for _ in range(shuffles)
+    )
+    values = torch.tensor([float(statistic(targets[order])) for order in orders], dtype=torch.float64, device="cpu")
     return NoiseFloor(float(values.mean()), float(values.std()) if shuffles > 1 else float("nan"))

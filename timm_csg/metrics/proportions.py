@@ -130,5 +130,5 @@ def class_rates(logits: Tensor, targets: Tensor, num_classes: int, *, confidence
         rates["sensitivity"].append(wilson_interval(hits, its, confidence=confidence))
         others = samples - its
         rates["specificity"].append(wilson_interval(others - (named - hits), others, confidence=confidence))
-    columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in rates.items()}
+    columns = {name: torch.tensor(values, dtype=torch.float64, device="cpu") for name, values in rates.items()}
     return ClassRates(*(c[:, 0] for c in columns.values()), *(c[:, 1:] for c in columns.values()))

@@ -12,7 +12,7 @@ def box_masks(boxes: Tensor, height: int, width: int) -> Tensor:
     A box of NaN has no pixels.
     """
     x0, y0, x1, y1 = boxes.float().unbind(dim=-1)
-    rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    rows, columns = torch.arange(height, device="cpu") + 0.5, torch.arange(width, device="cpu") + 0.5
     inside_y = (rows >= y0[:, None]) & (rows < y1[:, None])
     inside_x = (columns >= x0[:, None]) & (columns < x1[:, None])
     return inside_y[:, :, None] & inside_x[:, None, :]

@@ -183,9 +183,10 @@ def _owners(serves: Tensor, features: Tensor, targets: Tensor, counts: Tensor, s
         return _Owners(owned, 0.0, 0.0, 0.0, 0.0, 0.0)
     owner = serves[:, judged].int().argmax(dim=0)
     generator = torch.Generator().manual_seed(seed)
-    labels = [targets, *(targets[torch.randperm(len(targets), generator=generator)] for _ in range(SHUFFLES))]
+    orders = [torch.randperm(len(targets), generator=generator, device="cpu") for _ in range(SHUFFLES)]
+    labels = [targets, *(targets[order] for order in orders)]
     scale = indicator_norm(counts.to(features.device))
-    agreed, own_sum, best_sum = torch.zeros(3, len(labels), dtype=torch.float64)
+    agreed, own_sum, best_sum = torch.zeros(3, len(labels), dtype=torch.float64, device="cpu")
     start = 0
     for chunk in standardised_chunks(features[:, judged], len(counts)):
         owners_here = owner[start : start + chunk.shape[1]]

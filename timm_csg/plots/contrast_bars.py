@@ -67,7 +67,7 @@ def _draw_picture(axes: Any, picture: Tensor, contrast: Contrast, row: int) -> N
     largest = float(strength.max())
     for place, index in enumerate(contrast.filters[row].tolist()):
         if largest > 0:
-            colour = torch.tensor([int(filter_colour(index)[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+            colour = torch.tensor([int(filter_colour(index)[at : at + 2], 16) / 255 for at in (1, 3, 5)], device="cpu")
             painted = colour.expand(*strength.shape[1:], 3)
             axes.imshow(torch.cat([painted, 0.75 * strength[place][..., None] / largest], dim=2))
 

@@ -26,7 +26,7 @@ def heat_colours(levels: int = LEVELS) -> Tensor:
                 [228,  92,  40,  82],
                 [255, 225,  40, 165]], dtype=torch.uint8)
     """
-    strength = torch.linspace(0, 1, levels)
+    strength = torch.linspace(0, 1, levels, device="cpu")
     red, green = 200 + 55 * strength, 20 + 205 * strength**1.5
     opacity = 165 * strength
     return torch.stack([red, green, torch.full_like(red, 40), opacity], dim=1).round().to(torch.uint8)
@@ -49,7 +49,7 @@ def heat_levels(heat: Tensor, scale: float | None = None) -> Tensor:
     """
     top = float(heat.max()) if scale is None else scale
     if not top > 0:
-        return torch.zeros(heat.shape, dtype=torch.uint8)
+        return torch.zeros(heat.shape, dtype=torch.uint8, device="cpu")
     return (heat.detach().float().cpu() / top).clamp(0, 1).mul(LEVELS - 1).round().to(torch.uint8)
 
 

@@ -104,6 +104,8 @@ def filter_facts(findings: Findings, index: int) -> FilterFacts:
     """What the report says of a filter."""
     owner, column = int(findings.owners[index]), findings.mutual[:, index]
     responses, measured, mutual = findings.responses[:, index], int(column.argmax()), float(column.max())
+    others = torch.ones_like(responses, dtype=torch.bool)
+    others[measured] = False
     order = column.argsort(descending=True, stable=True)
     order = order[findings.strength[order, index].argsort(descending=True, stable=True)]
     return FilterFacts(
@@ -113,7 +115,7 @@ def filter_facts(findings: Findings, index: int) -> FilterFacts:
         gate=None if findings.gate is None else float(findings.gate[:, index].max()),
         also=[label for label in findings.serves[:, index].nonzero().flatten().tolist() if label != owner],
         measured=measured,
-        by_silence=bool(responses[measured] < responses[torch.arange(len(responses)) != measured].nanmean()),
+        by_silence=bool(responses[measured] < responses[others].nanmean()),
         mutual=mutual,
         known=mutual / findings.numbers["mutual_information_bound"],
         hits=int((findings.targets[findings.strongest[index]] == owner).sum()),

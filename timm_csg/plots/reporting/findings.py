@@ -132,7 +132,7 @@ def find_out(
     probability = seen.logits.softmax(dim=1)
     predictions = probability.argmax(dim=1)
     confusion = torch.bincount(seen.targets * classes + predictions, minlength=classes**2).view(classes, classes)
-    totals = torch.zeros(classes, seen.features.shape[1]).index_add_(0, seen.targets, seen.features)
+    totals = torch.zeros(classes, seen.features.shape[1], device="cpu").index_add_(0, seen.targets, seen.features)
     return Findings(
         numbers=_numbers(found, confusion),
         stage=stage,

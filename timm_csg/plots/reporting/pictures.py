@@ -67,10 +67,10 @@ def fetch_images(loader: Any, indices: Iterable[int], targets: Tensor) -> dict[i
 def displayable(image: Tensor, model: nn.Module) -> Tensor:
     """A normalised image with values from 0 to 1: timm's normalisation undone, or stretched where it was another."""
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    mean = torch.tensor(config.get("mean") or IMAGENET_DEFAULT_MEAN)
-    std = torch.tensor(config.get("std") or IMAGENET_DEFAULT_STD)
+    mean = torch.tensor(config.get("mean") or IMAGENET_DEFAULT_MEAN, device="cpu")
+    std = torch.tensor(config.get("std") or IMAGENET_DEFAULT_STD, device="cpu")
     if len(mean) != len(image):
-        mean, std = torch.full((len(image),), 0.5), torch.full((len(image),), 0.5)
+        mean, std = torch.full((len(image),), 0.5, device="cpu"), torch.full((len(image),), 0.5, device="cpu")
     image = image.float()
     pixels = image * std[:, None, None] + mean[:, None, None]
     if float(pixels.min()) < -0.02 or float(pixels.max()) > 1.02:
@@ -140,7 +140,9 @@ def matrix_picture(matrix: Tensor, colour: Sequence[int]) -> str:
         A data address for ``<img src>``.
     """
     opacity = matrix.float().clamp(0, 1).mul(255).round().to(torch.uint8)
-    pixels = torch.cat([torch.tensor(list(colour), dtype=torch.uint8).expand(*opacity.shape, 3), opacity[..., None]], 2)
+    pixels = torch.cat(
+        [torch.tensor(list(colour), dtype=torch.uint8, device="cpu").expand(*opacity.shape, 3), opacity[..., None]], 2
+    )
     return _uri("image/png", _png(Image.fromarray(pixels.numpy(), mode="RGBA")))
 
 
