@@ -500,6 +500,26 @@ def test_masked_classifiers_of_averages_stay_masked_when_the_assignment_changes(
         assert not averaged.fc.weight[~averaged.mechanism.assignment].any()
 
 
+def test_average_from_before_the_assignment_is_refused_or_given_it(make_model, images, targets):
+    model = timm_csg.differentiate(make_model(), mechanism="assigned").train()
+    average, other, loop = ModelEmaV3(model), ModelEmaV3(model), make_loop(Joint())
+    loop.assign_filters(model, [(torch.rand(10, 3, 64, 64), torch.arange(10) % 5)], averages=[other])
+    with pytest.raises(ValueError, match=r"before the filters were assigned .*averages="):
+        loop.attach(sgd(model.parameters()), model, averages=[average])
+    loop.attach(sgd(model.parameters()), model, averages=[other])
+
+
+def test_average_that_copied_the_assignment_is_trained_by_it(make_model, images, targets):
+    model = timm_csg.differentiate(make_model(), mechanism="assigned").train()
+    average = ModelEmaV3(model, decay=0.0)
+    model.mechanism.assign_(model.mechanism.assignment.roll(2, 0), torch.rand(96), torch.rand(96) + 1)
+    average.update(model)
+    make_loop().attach(sgd(average.module.parameters()), average.module.train())
+    assert torch.equal(average.module.mechanism.draws, model.mechanism.draws)
+    found = average.module(images, targets, paths=("gated",)).losses["solo"]
+    torch.testing.assert_close(found, model(images, targets, paths=("gated",)).losses["solo"])
+
+
 def test_average_of_a_plain_model_is_refused(make_model):
     plain = make_model().train()
     average = ModelEmaV3(plain)

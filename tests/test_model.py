@@ -11,7 +11,7 @@ from torch import nn
 
 import timm_csg
 from timm_csg import PathOutputs
-from timm_csg.mechanisms.assigned import blind_assignment
+from timm_csg.mechanisms.blind import blind_assignment
 
 BOTH = ("standard", "gated")
 LAYOUTS = {"test_resnet": "NCHW", "test_convnext": "NCHW", "test_mambaout": "NHWC", "test_vit": "NLC"}

@@ -199,6 +199,14 @@ def test_gated_path_of_patch_dictionaries_is_refused_in_one_sentence(naflex, pat
             call()
 
 
+@pytest.mark.parametrize("mechanism", ["csg", "assigned"])
+def test_patch_coordinates_are_not_taken_for_targets(naflex, patches, mechanism):
+    model = timm_csg.differentiate(naflex, mechanism=mechanism)
+    for others in ((patches["patch_coord"],), (None, patches["patch_valid"])):
+        with pytest.raises(TypeError, match=r"name what else the timm model takes: model\(patches, patch_coord="):
+            model(patches["patches"], *others)
+
+
 def test_paths_may_not_be_a_single_name(make_model, images):
     with pytest.raises(ValueError, match="paths must name one or both"):
         timm_csg.differentiate(make_model(), mechanism="csg")(images, paths="standard")

@@ -478,3 +478,9 @@ def test_groups_suit_timms_hybrid_optimizer(model, images, targets):
     backward(loop, model, images, targets)
     optimizer.step()
     assert (model.mechanism.gate.amax(dim=0) == 1).all()
+
+
+def test_images_of_bytes_are_refused_in_one_sentence(make_model, targets):
+    model = timm_csg.differentiate(make_model()).train()
+    with pytest.raises(TypeError, match=r"images must be floating-point numbers.* but are torch.uint8; see timm.data"):
+        TrainingMixin().losses(model, torch.zeros(3, 3, 64, 64, dtype=torch.uint8), targets, F.cross_entropy)

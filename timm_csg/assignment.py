@@ -12,7 +12,8 @@ from timm.utils.model import unwrap_model
 from torch import Tensor, nn
 
 from timm_csg.labels import class_names
-from timm_csg.mechanisms.assigned import SHARED_FILTERS, AssignedFilters
+from timm_csg.mechanisms.assigned import AssignedFilters
+from timm_csg.mechanisms.blind import SHARED_FILTERS
 from timm_csg.model import DifferentiatedModel
 from timm_csg.responses import ResponseSums, correlation
 from timm_csg.running import checked_batches, evaluating
@@ -34,7 +35,7 @@ def assign(correlations: Tensor, filters_per_class: int | None = None) -> Tensor
     Args:
         correlations: [classes, filters].
         filters_per_class: Filters of every class; the others stay unowned. None: all filters are shared out as equally
-            as their number allows; ``mechanisms.assigned.SHARED_FILTERS`` if there are fewer filters than classes.
+            as their number allows; ``mechanisms.blind.SHARED_FILTERS`` if there are fewer filters than classes.
 
     Returns:
         Bool [classes, filters]; every class owns a filter.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from timm_csg.assignment import Assignment, assign_filters, find_assigned, has_assigned
 from timm_csg.attachment import Attachment, bare_optimizers, check_by_hand, check_optimizers, check_replicas
 from timm_csg.checks import make_numbers_plain
+from timm_csg.mechanisms.assigned import read_assignment
 from timm_csg.mechanisms.base import Mechanism
 from timm_csg.model import DifferentiatedModel, PathOutputs
 from timm_csg.schedule import Alternating, Joint, Path
@@ -140,10 +141,11 @@ class TrainingMixin:
             terms: detached, unweighted scalars of what ran.
 
         Raises:
-            TypeError: If the model is not differentiated.
+            TypeError: If the model is not differentiated, or the images are not floating-point numbers.
             ValueError: If DistributedDataParallel was wrapped around it before its mechanism was there.
         """
         inner = _inner(model)
+        _check_images(images)
         check_replicas(model, inner)
         mechanism = inner.mechanism
         mechanism.set_epoch(self.progress.epoch)
@@ -207,12 +209,16 @@ class TrainingMixin:
         Raises:
             TypeError: If the model is not differentiated, or an argument is something else.
             ValueError: If the optimizers lack parameters of the mechanism or of a new classifier, the mechanism is
-                frozen, or DistributedDataParallel does not know it. ``optimizer.step()`` raises it if the schedule asks
+                frozen, an average was made before the filters were assigned and did not get the assignment, or
+                DistributedDataParallel does not know it. ``optimizer.step()`` raises it if the schedule asks
                 for the gated path and no gradient reaches the mechanism, or the classifier was reset.
         """
         optimizers, inner = bare_optimizers(optimizer), _inner(model)
         check_replicas(model, inner)
         check_optimizers(optimizers, inner, frozen=frozen)
+        _check_averages(averages, inner)
+        if has_assigned(inner):
+            read_assignment(find_assigned(inner)[1])
         return Attachment(self, model, inner, optimizers, averages)
 
     def _check_schedule(self, mechanism: Mechanism) -> None:
@@ -253,6 +259,27 @@ class TrainingMixin:
 def _is_zero(weight: float | Tensor) -> bool:
     """Whether a term is only shown, not trained on."""
     return isinstance(weight, (int, float)) and weight == 0
+
+
+def _check_averages(averages: Iterable[nn.Module], inner: DifferentiatedModel) -> None:
+    """Raise if an average lacks the assignment of its model: timm's would take many epochs to learn its statistics."""
+    for average in averages if has_assigned(inner) else ():
+        is_behind = has_assigned(average) and not find_assigned(average)[1].assigned_from_data
+        if is_behind and find_assigned(inner)[1].assigned_from_data:
+            raise ValueError(
+                f"this {type(average).__name__} was made before the filters were assigned and does not know the "
+                "assignment; make it after assign_filters(), or name it there: loop.assign_filters(model, loader, "
+                "averages=[average])."
+            )
+
+
+def _check_images(images: Any) -> None:
+    """Raise unless images are floating-point numbers; a model's own complaint names neither images nor remedy."""
+    if isinstance(images, Tensor) and not images.is_floating_point():
+        raise TypeError(
+            f"images must be floating-point numbers, normalised as the model expects, but are {images.dtype}; see "
+            "timm.data.create_transform, or timm's create_loader, which normalises."
+        )
 
 
 def _inner(model: nn.Module) -> DifferentiatedModel:

@@ -13,8 +13,9 @@ from torch import nn
 
 import timm_csg
 from timm_csg import AssignedConfig, AssignedFilters
-from timm_csg.mechanisms.assigned import blind_assignment, mask_classifier_
+from timm_csg.mechanisms.assigned import mask_classifier_
 from timm_csg.mechanisms.base import Head
+from timm_csg.mechanisms.blind import blind_assignment
 from timm_csg.mechanisms.solo import draw_table, solo_loss
 
 BOTH = ("standard", "gated")

@@ -28,11 +28,10 @@ from torch import Tensor, nn
 
 from timm_csg.checks import check_fraction
 from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, register_mechanism, sharded_like
+from timm_csg.mechanisms.blind import blind_assignment
 from timm_csg.mechanisms.solo import draw_table, solo_loss
 
 _logger = logging.getLogger(__name__)
-SHARED_FILTERS = 3
-"""Filters of each class where there are fewer filters than classes and the config names no number."""
 MOMENTUM, EPSILON = 0.1, 1e-6  # of the statistics, as in a batch norm; the variance of pooled responses can be small
 
 
@@ -128,7 +127,7 @@ class AssignedFilters(Mechanism):
         self.register_buffer("assigned_from_data", torch.tensor(0, dtype=torch.uint8))
         self.register_buffer("draws", draw_table(blind), persistent=False)
         self.is_blind = True
-        self.register_load_state_dict_post_hook(_read_assignment)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(read_assignment)  # type: ignore[no-untyped-call]
 
     @property
     def assignment(self) -> Tensor:
@@ -171,7 +170,7 @@ class AssignedFilters(Mechanism):
         self.mean.copy_(mean)
         self.variance.copy_(variance)
         self.assigned_from_data.fill_(1)
-        _read_assignment(self)
+        read_assignment(self)
 
     def responses(self, features: Tensor, head: Head) -> Tensor:
         """One response per picture and filter: as the head pools it, or else the mean over places.
@@ -265,35 +264,8 @@ class AssignedFilters(Mechanism):
         return self.owned.to(self.scale.dtype)
 
 
-def blind_assignment(num_classes: int, num_filters: int, filters_per_class: int | None = None) -> Tensor:
-    """Filters assigned in turn, whatever they respond to: the fixed table that both papers argue against.
-
-    Args:
-        num_classes: Classes.
-        num_filters: Filters.
-        filters_per_class: Filters of each class, see ``AssignedConfig``.
-
-    Returns:
-        Bool [classes, filters].
-
-    Example:
-        >>> blind_assignment(2, 3).int()
-        tensor([[1, 0, 1],
-                [0, 1, 0]], dtype=torch.int32)
-    """
-    assignment = torch.zeros(num_classes, num_filters, dtype=torch.bool)
-    if filters_per_class is None and num_filters >= num_classes:
-        assignment[torch.arange(num_filters) % num_classes, torch.arange(num_filters)] = True
-        return assignment
-    count = min(filters_per_class or SHARED_FILTERS, num_filters)
-    start = torch.arange(num_classes)[:, None] * count
-    stride = 1 + start // num_filters  # the next time round, a class shares each of its filters with another one
-    assignment.scatter_(1, (start + torch.arange(count) * stride) % num_filters, True)
-    return assignment
-
-
-def _read_assignment(mechanism: Any, _incompatible: Any = None) -> None:
-    """What follows from the buffers, after they have changed or been loaded."""
+def read_assignment(mechanism: Any, _incompatible: Any = None) -> None:
+    """What follows from the buffers, after they have changed, been loaded, or been copied into an average."""
     mechanism.draws = draw_table(mechanism.assignment)
     if not mechanism.assigned_from_data.is_meta:
         mechanism.is_blind = not bool(mechanism.assigned_from_data)

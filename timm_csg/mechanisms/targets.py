@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,6 +42,19 @@ def target_rows(matrix: Tensor, targets: Tensor) -> Tensor:
     if _can_look(targets) and not multi_hot.any():
         return weights @ matrix
     return torch.where(multi_hot[:, None], _strongest_row(matrix, weights), weights @ matrix)
+
+
+def check_no_input(targets: Any, paths: Any) -> None:
+    """Check that targets and paths are not what a timm model takes behind its images, as NaFlexViT its patch_coord.
+
+    Raises:
+        TypeError: If targets have places besides images and classes, or paths are a tensor.
+    """
+    if isinstance(paths, Tensor) or (isinstance(targets, Tensor) and targets.ndim > 2):
+        raise TypeError(
+            "behind the images, a differentiated model takes targets [batch] or [batch, classes] and paths; name what "
+            "else the timm model takes: model(patches, patch_coord=..., patch_valid=...)."
+        )
 
 
 def class_rows(targets: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
