@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageOps
 _logger = logging.getLogger(__name__)
 _NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # need other programs, or hold no pixels
 _JUNK = {"thumbs.db", "desktop.ini"}
+_DAMAGED = (SyntaxError, struct.error, ValueError, TypeError)  # by EXIF data that viewers overlook
 
 
 class ImageError(ValueError):
@@ -151,6 +152,20 @@ def read_image(path: Path, mode: str) -> Image.Image:
         raise unreadable(shown(str(path)), error) from error
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture file as viewers and all commands show it; only its header is read.
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            lies_on_its_side = _orientation(image) in (5, 6, 7, 8)
+            return image.size[::-1] if lies_on_its_side else image.size
+    except Exception as error:  # readers raise anything on bytes that are not an image
+        raise unreadable(shown(str(path)), error) from error
+
+
 def convert(image: Image.Image, mode: str) -> Image.Image:
     """Any image as 8-bit ``"RGB"`` or ``"L"``, upright as viewers show it.
 
@@ -175,10 +190,17 @@ def convert(image: Image.Image, mode: str) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
-    except (SyntaxError, struct.error, ValueError, TypeError):  # damaged EXIF data, which viewers overlook
+        return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+    except _DAMAGED:
         return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the picture is to be turned, 1 for not at all, as EXIF numbers it."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _DAMAGED:
+        return 1
 
 
 @functools.cache

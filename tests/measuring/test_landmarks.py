@@ -3,14 +3,17 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import create_dataset, create_transform
 from torchvision import transforms
 
+from timm_csg.cli.images import CheckedImages
 from timm_csg.measuring import Geometry, input_geometry, read_annotations
+from timm_csg.measuring.marked import read_for
 
 WIDE = """file,label,width,height,box_x0,box_y0,box_x1,box_y1,head_x0,head_y0,head_x1,head_y1,tail_x,tail_y
 cat/1.jpg,cat,200,100,10,10,110,90,20,10,40,50,100,80
@@ -193,3 +196,42 @@ def test_the_animal_annotations_read_alike_from_both_files():
     torch.testing.assert_close(records.boxes, table.boxes, equal_nan=True)
     assert not table.object_boxes().isnan().any()
     assert math.isnan(float(table.points[table.files.index(next(f for f in table.files if "goldfish" in f)), 1, 0]))
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    """A picture of 40 x 20 stored pixels that viewers turn to 20 x 40; its one bright block is at (4, 30) then."""
+    upright = Image.new("RGB", (20, 40))
+    upright.paste((255, 255, 255), (2, 28, 6, 32))
+    exif = upright.getexif()
+    exif[0x0112] = 6  # the camera was held upright
+    (tmp_path / "cat").mkdir()
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "cat" / "1.png", exif=exif)
+    return tmp_path
+
+
+def subject_of(root, annotations):
+    """What read_for looks at: the loader's data set, with a transform that halves the picture."""
+    dataset = CheckedImages(create_dataset("folder", root), num_classes=1)
+    dataset.transform = transforms.Compose([transforms.Resize((20, 10)), transforms.ToTensor()])
+    return SimpleNamespace(loader=SimpleNamespace(dataset=dataset), options={"landmarks": annotations})
+
+
+@pytest.mark.parametrize("sizes", ["", "20,40"], ids=["from the file", "given"])
+def test_landmarks_are_those_of_the_upright_picture(photograph, sizes):
+    header, row = (
+        ("file,width,height,x_x,x_y", f"cat/1.png,{sizes},4,30") if sizes else ("file,x_x,x_y", "cat/1.png,4,30")
+    )
+    subject = subject_of(photograph, write(photograph, f"{header}\n{row}\n"))
+    found = read_for(subject, "landmarks").points[0, 0]
+    assert found.tolist() == [2.0, 15.0]
+    seen, _ = subject.loader.dataset[0]
+    assert seen[0, 15, 2] > 0.5 > 3 * seen[0].mean()
+
+
+def test_landmarks_of_the_picture_on_its_side_are_refused(photograph):
+    path = write(photograph, "file,width,height,x_x,x_y\ncat/1.png,40,20,30,16\n")
+    with pytest.raises(
+        ValueError, match=r"cat/1.png is said to have 40 x 20 pixels, but has 20 x 40; .* turned upright"
+    ):
+        read_for(subject_of(photograph, path), "landmarks")

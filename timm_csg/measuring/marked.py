@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from timm_csg import metrics
 from timm_csg.measuring.annotations import Annotations, read_annotations
@@ -13,6 +19,7 @@ from timm_csg.measuring.localisation_by_gradients import gradmap
 from timm_csg.measuring.localisation_by_maps import activmap
 from timm_csg.measuring.peaks import collect_peaks
 from timm_csg.measuring.subject import Subject
+from timm_csg.pictures import upright_size
 
 _logger = logging.getLogger(__name__)
 
@@ -25,7 +32,7 @@ def read_for(subject: Subject, option: str) -> Annotations:
         option: ``"landmarks"`` or ``"boxes"``.
 
     Raises:
-        ValueError: If the file cannot be read, or does not name the images.
+        ValueError: If the file cannot be read, does not name the images, or gives them other sizes than they have.
     """
     path, dataset = subject.options[option], getattr(subject.loader, "dataset", None)
     transform = getattr(dataset, "transform", None)
@@ -35,7 +42,29 @@ def read_for(subject: Subject, option: str) -> Annotations:
         raise ValueError(
             f"{path}: the images of this data set have no file names, so nothing can be looked up for them."
         )
-    return read_annotations(path).select(dataset.filenames()).to_input(transform)
+    annotations = read_annotations(path).select(dataset.filenames())
+    return annotations.to_input(transform, _sizes(path, annotations, dataset.filenames(absolute=True)))
+
+
+def _sizes(path: Any, annotations: Annotations, files: Sequence[str]) -> Tensor:
+    """Width and height of the pictures [images, 2]: as the file says, where it does not as the pictures themselves.
+
+    Raises:
+        ValueError: If the two differ, so that the coordinates belong to other pictures or to pictures before turning.
+    """
+    sizes = annotations.sizes.clone()
+    for row, name in enumerate(files):
+        if not Path(name).is_file():  # in an archive
+            continue
+        given, found = sizes[row].tolist(), upright_size(Path(name))
+        if not math.isnan(given[0]) and tuple(given) != found:
+            raise ValueError(
+                f"{path}: {annotations.files[row]} is said to have {given[0]:g} x {given[1]:g} pixels, but has "
+                f"{found[0]} x {found[1]}; coordinates are those of the picture as viewers show it, turned upright by "
+                "its EXIF orientation and not resized."
+            )
+        sizes[row] = torch.tensor(found, dtype=sizes.dtype, device="cpu")
+    return sizes
 
 
 def instability(subject: Subject) -> metrics.LocationInstability:

@@ -65,5 +65,5 @@ def run(args: argparse.Namespace) -> int:
     )
     console.print((explanation_table if args.against is None else contrast_table)(found, args.checkpoint))
     count = sum(len(each.pictures) for each in found)
-    console.print(f"{count} pictures in {args.output}", soft_wrap=True)
+    console.print(f"{count} {'picture' if count == 1 else 'pictures'} in {args.output}", soft_wrap=True)
     return 0 if len(found) == seen else 2  # those that cannot be read have been named
