@@ -160,8 +160,9 @@ def upright_size(path: Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
+            width, height = image.size
             lies_on_its_side = _orientation(image) in (5, 6, 7, 8)
-            return image.size[::-1] if lies_on_its_side else image.size
+            return (height, width) if lies_on_its_side else (width, height)
     except Exception as error:  # readers raise anything on bytes that are not an image
         raise unreadable(shown(str(path)), error) from error
 
