@@ -205,6 +205,12 @@ NUMBERS = (
     Number("activation_similarity_within", "similarity", "responses alike, same class"),
     Number("activation_similarity_across", "similarity", "  different classes"),
     Number("contrastiveness", "filters", "contrastiveness"),
+    Number(
+        "relearnt_class", "filters", "class relearnt without its filters",
+        note="relearnt: accuracy of a class in a new linear classifier, fitted without the class's filters on half of "
+        "the images and tried on the others. Near that with all filters: removal only hides the class.",
+    ),
+    Number("relearnt_class_before", "filters", "  with all filters"),
     Number("sid5", "filters", "SID@5", best="high"),
     Number("sid5_floor", "filters", "  with shuffled labels"),
     Number("mono_score", "filters", "MonoScore", best="high"),

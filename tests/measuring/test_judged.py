@@ -79,6 +79,18 @@ def test_numbers_of_filters_come_with_those_of_shuffled_labels(models, loader):
         assert numbers["mono_score"] is None
 
 
+def test_relearning_fits_on_one_half_and_counts_on_the_other(models, loader):
+    found = measuring.measure(models["assigned"], loader, ["filters"], filters=True)
+    seen, owned = found.subject.seen, found.subject.owned
+    of_class = [(seen.targets == index).nonzero()[:, 0] for index in range(4)]  # three images of each
+    fit = torch.cat([own[[0, 2]] for own in of_class[::2]] + [own[[1]] for own in of_class[1::2]])
+    rest = torch.tensor([row for row in range(12) if row not in fit.tolist()])
+    held_out = (seen.features[rest], seen.targets[rest])
+    expected = metrics.relearning(seen.features[fit], seen.targets[fit], owned, held_out, 4)
+    assert found.numbers["relearnt_class"] == pytest.approx(float(expected.after.nanmean()))
+    assert found.numbers["relearnt_class_before"] == pytest.approx(float(expected.before.nanmean()))
+
+
 def test_sid5_takes_the_five_largest_weights_of_the_predicted_class(models, loader):
     model = models["standard"]
     numbers = measuring.measure(model, loader, ["sid5"], filters=True).numbers

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from timm_csg import explain, judging
+from timm_csg import explain, judging, metrics
 from timm_csg.head import effective_weight, find_classifier
 from timm_csg.judging.maps import Explain
 from timm_csg.judging.parts import HALF_SIDE
@@ -22,6 +22,7 @@ from timm_csg.measuring.subject import Subject
 
 _logger = logging.getLogger(__name__)
 _BATCH, _MOST_MAPS = 32, 400  # pictures at a time; pictures whose maps of all filters are looked at
+_MOST_PROBES = 50  # classes: one linear classifier is fitted for each
 Answers = dict[str, judging.Judged]
 
 
@@ -63,6 +64,17 @@ def fitted(subject: Subject) -> Answers:
         embeddings = judging.embed(encoder, subject.batches(), **normalisation(subject.loader))
     options: dict[str, Any] = {"used": used, "embeddings": embeddings, "seed": subject.seed}
     return judging.judge_filters(seen.features, seen.targets, subject.num_classes, **options)
+
+
+def relearning(subject: Subject) -> metrics.Relearning | None:
+    """Probes fitted on every other image of a class and measured on the rest; None with many classes: a fit for each."""
+    if subject.num_classes > _MOST_PROBES:
+        return None
+    features, targets = subject.seen.features, subject.seen.targets
+    order = targets.argsort(stable=True)
+    seen, held_out = order[::2], order[1::2]
+    rest = (features[held_out], targets[held_out])
+    return metrics.relearning(features[seen], targets[seen], subject.owned, rest, subject.num_classes)
 
 
 def diversity(subject: Subject) -> judging.Judged | None:

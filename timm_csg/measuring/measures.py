@@ -10,7 +10,7 @@ from torch import Tensor
 
 from timm_csg import metrics
 from timm_csg.measuring.attacked import attacked
-from timm_csg.measuring.judged import diversity, explanations, fitted, labelled, parts
+from timm_csg.measuring.judged import diversity, explanations, fitted, labelled, parts, relearning
 from timm_csg.measuring.marked import instability, interpretability, localisation, read_for
 from timm_csg.measuring.stage_weights import stage_weight
 from timm_csg.measuring.subject import Subject
@@ -96,6 +96,10 @@ def _part(found: Any, name: str) -> Any:
     return None if found is None else getattr(found, name)
 
 
+def _mean_of(found: Any, name: str) -> float | None:
+    return None if found is None else float(getattr(found, name).nanmean())
+
+
 def _weight_similarity(subject: Subject) -> metrics.SimilaritySummary | None:
     try:
         weight = stage_weight(subject.model).weight
@@ -170,6 +174,8 @@ MEASURES: dict[str, Measure] = {
     "activation_similarity_within": lambda s: s.once(_activation_similarity).within,
     "activation_similarity_across": lambda s: s.once(_activation_similarity).across,
     "contrastiveness": _judged(fitted, "contrastiveness"),
+    "relearnt_class": lambda s: _mean_of(s.once(relearning), "after"),
+    "relearnt_class_before": lambda s: _mean_of(s.once(relearning), "before"),
     "mono_score": _judged(fitted, "mono_score"),
     "mono_score_floor": _floor(fitted, "mono_score"),
     "sid5": lambda s: _part(s.once(diversity), "score"),
