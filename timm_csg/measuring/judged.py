@@ -67,7 +67,7 @@ def fitted(subject: Subject) -> Answers:
 
 
 def relearning(subject: Subject) -> metrics.Relearning | None:
-    """Probes fitted on every other image of a class and measured on the rest; None with many classes: a fit for each."""
+    """Probes fitted on every other image of a class, measured on the rest; None with many classes: a fit for each."""
     if subject.num_classes > _MOST_PROBES:
         return None
     features, targets = subject.seen.features, subject.seen.targets
