@@ -465,7 +465,7 @@ def test_plain_model_gets_timms_groups(make_model):
     "numbers", [{"lr": -0.1}, {"lr": 0.1, "gate_lr": -1}, {"lr": 0.1, "weight_decay": float("nan")}]
 )
 def test_negative_numbers_are_refused(model, numbers):
-    with pytest.raises(ValueError, match="must be 0 or more, but is"):
+    with pytest.raises(ValueError, match="must be a number, 0 or more, but is"):
         param_groups(model, **numbers)
 
 

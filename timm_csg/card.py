@@ -193,7 +193,7 @@ def _usage(model: Any, facts: Facts) -> str:
     matrix = ""
     if model.mechanism.class_filter_matrix() is not None:
         matrix = "\nmatrix = model.mechanism.class_filter_matrix()  # [classes, filters] in [0, 1]"
-        matrix += "\nowners = matrix.argmax(dim=0)  # the class of each filter"
+        matrix += "\nowners = timm_csg.metrics.owners(matrix)  # the class of each filter, -1 for none"
     return f"""## Usage
 {register}
 With plain timm, the standard path:

@@ -87,13 +87,17 @@ def export_onnx(
     Raises:
         ImportError: If onnx or onnxscript is missing; the message names the extra.
         TypeError: If the model is not differentiated.
-        ValueError: If an output is unknown, names or preprocessing do not suit the model, the file would be larger than
-            2 GB, or PyTorch's exporter cannot convert the architecture.
+        ValueError: If the path is a folder or lies in none, an output is unknown, names or preprocessing do not suit
+            the model, the file would be larger than 2 GB, or PyTorch's exporter cannot convert the architecture.
         OSError: If the file cannot be written.
     """
     if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxscript") is None:
         raise ImportError("the export to ONNX needs onnx and onnxscript: pip install 'timm_csg[export]'.")
     path = Path(path).expanduser()
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it, such as {path / 'model.onnx'}.")
+    if not path.parent.is_dir():
+        raise ValueError(f"the folder of {path} does not exist; create it, or choose another one.")
     with _explained(model, outputs, upsample, preprocessing) as (explained, config):
         labels = label_entries(explained.model, class_names)
         tensors = [*explained.model.parameters(), *explained.model.buffers()]

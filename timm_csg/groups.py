@@ -10,7 +10,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.utils.model import unwrap_model
 from torch import nn
 
-from timm_csg.checks import plain_number
+from timm_csg.checks import check_fraction, plain_number
 from timm_csg.head import find_classifier
 from timm_csg.model import DifferentiatedModel
 
@@ -44,12 +44,12 @@ def param_groups(
         treat the gate as a weight matrix).
 
     Raises:
-        ValueError: If a number is negative.
+        ValueError: If a rate or the decay is no finite number, or negative.
     """
     lr, gate_lr, head_lr, weight_decay = map(plain_number, (lr, gate_lr, head_lr, weight_decay))
     for name, value in (("lr", lr), ("gate_lr", gate_lr), ("head_lr", head_lr), ("weight_decay", weight_decay)):
-        if value is not None and not value >= 0:
-            raise ValueError(f"{name} must be 0 or more, but is {value!r}.")
+        if value is not None:
+            check_fraction(name, value)
     inner = unwrap_model(model)
     undecayed = inner.no_weight_decay() if hasattr(inner, "no_weight_decay") else ()
     groups: list[dict[str, Any]]

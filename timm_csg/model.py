@@ -25,7 +25,7 @@ from timm_csg.head import (
     probe_traits,
 )
 from timm_csg.mechanisms.base import Head, HeadKind, Mechanism, MechanismConfig
-from timm_csg.mechanisms.targets import check_no_input
+from timm_csg.mechanisms.targets import check_targets
 from timm_csg.stage import is_channels_last
 
 _logger = logging.getLogger(__name__)
@@ -74,11 +74,11 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
             **kwargs: What the timm model's own forward takes besides images.
 
         Raises:
-            ValueError: If a path is unknown, or the gated path is asked for without the targets it needs, or the head
-                gives no logits [batch, classes].
+            ValueError: If a path is unknown, there is not one target for each image, the gated path is asked for
+                without the targets it needs, or the head gives no logits [batch, classes].
             TypeError: If the gated path is asked for with a NaFlex patch dictionary, or ``patch_coord`` is not named.
         """
-        check_no_input(targets, paths)
+        check_targets(x, targets, paths)
         if targets is None and paths is None:
             plain_logits: Tensor = super().forward(x, **kwargs)
             return plain_logits

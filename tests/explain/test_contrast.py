@@ -72,7 +72,7 @@ def test_only_filters_of_the_two_classes_take_part_where_the_classifier_is_maske
     torch.testing.assert_close(
         found.map, owner_map(model, images, 0, upsample=False) - owner_map(model, images, 1, upsample=False)
     )
-    assert torch.equal(found.owner, model.mechanism.class_filter_matrix().argmax(dim=0))
+    assert torch.equal(found.owner, metrics.owners(model.mechanism.class_filter_matrix()))
 
 
 def test_without_the_deciding_filters_the_other_class_is_ahead_and_with_one_of_them_it_is_not(tiny_model, images):

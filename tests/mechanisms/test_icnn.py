@@ -482,3 +482,19 @@ def test_two_members_that_look_into_the_head_are_refused(make_model):
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ICNNConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (torch.tensor([0, 3, 9]), "targets must hold class indices below 5, but the largest is 9"),
+        (torch.tensor([0, 3, -1]), "targets must be class indices from 0 to 4, but the smallest is -1"),
+        (torch.full((3, 5), 0.5), "row 0 of targets sums to 2.5"),
+        (torch.zeros(3, 4), r"rows \[batch, 5\], but are float32 of shape \[3, 4\]"),
+    ],
+    ids=["too large", "negative", "neither soft nor multi-hot", "other classes"],
+)
+def test_targets_that_fit_no_class_are_refused(make_model, images, wrong, error):
+    model = timm_csg.differentiate(make_model(), mechanism="icnn").train()
+    with pytest.raises(ValueError, match=error):
+        model(images, wrong, paths=("gated",))

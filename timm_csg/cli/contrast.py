@@ -77,7 +77,7 @@ def contrast_table(found: Sequence[Any], title: str = "") -> Table:
                 Text(shown(each.image.name)) if place == 0 else "",
                 Text(" / ".join(names[label] for label in outcome.classes)) if place == 0 else "",
                 str(index),
-                "–" if outcome.owner is None else Text(names[int(outcome.owner[index])]),
+                "–" if outcome.owner is None or outcome.owner[index] < 0 else Text(names[int(outcome.owner[index])]),
                 f"{float(added[index]):+.2f}",
                 "yes" if bool(deciding[index]) else "",
             )

@@ -12,6 +12,7 @@ from timm_csg.explain._run import Path, StageRun, borrowed, per_filter, picked, 
 from timm_csg.explain.filters import check_top, filter_matrix, is_exact
 from timm_csg.explain.inputs import Images, as_batch
 from timm_csg.labels import class_index, class_names
+from timm_csg.metrics import owners
 from timm_csg.metrics.display import in_one_line
 
 
@@ -32,7 +33,7 @@ class Contrast(NamedTuple):
             tokens without a grid, and where the head reads only a class token.
         map: The same for all filters together [batch, height, width]. On the stage's grid (``upsample=False``) it sums
             to what all filters add, but for class and register tokens.
-        owner: The class that each filter serves most [filters]; None without a class-filter matrix.
+        owner: The class that each filter serves most, -1 for none [filters]; None without a class-filter matrix.
         exact: Whether the head is linear, so that contributions are what the logits are made of.
     """
 
@@ -118,7 +119,7 @@ def contrast(
             deciding=deciding_filters(contribution, difference),
             maps=maps,
             map=None if whole is None else whole[:, 0],
-            owner=None if matrix is None else matrix.argmax(dim=0),
+            owner=None if matrix is None else owners(matrix),
             exact=is_exact(inner, first.features, path),
         )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from timm_csg.checks import whole
 from timm_csg.judging.results import Judged, judged
+from timm_csg.metrics._checks import check_features
 from timm_csg.metrics.class_specificity import class_selectivity, purity
 from timm_csg.metrics.filter_quality import class_independence, contrastiveness, mono_score, spatial_diversity
 
@@ -65,6 +66,7 @@ def judge_filters(
         >>> found["purity"].score, found["class_selectivity"].score, round(found["class_independence"].score, 3)
         (1.0, 1.0, 0.0)
     """
+    check_features(features)
     if used is not None:
         features = features[:, used.to(features.device)]
     if features.ndim != 2 or features.shape[1] == 0:

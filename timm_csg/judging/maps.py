@@ -96,6 +96,11 @@ def check_maps(maps: Any, images: Tensor, explain: Any = "explain") -> Tensor:
 
 def maps_of(explain: Explain, model: nn.Module, images: Tensor, targets: Tensor, batch_size: int = 32) -> Tensor:
     """Maps of all images, float32 [images, height, width], on the images' device; inside ``as_found``."""
+    if not callable(explain):
+        raise TypeError(
+            f"explain must be a function (model, images, targets) -> maps, such as timm_csg.explain.grad_cam, but is "
+            f"{explain!r}."
+        )
     found = []
     for batch, labels in batches(model, images, targets, batch_size):
         with torch.enable_grad():

@@ -107,6 +107,8 @@ def judge(
 
 
 def _choose(judges: Sequence[str] | None, objects: Tensor | None, targets: Tensor) -> list[str]:
+    if isinstance(judges, str):
+        raise TypeError(f"judges must be a list of names, [{judges!r}], but is a string.")
     if judges is not None:
         for name in judges:
             check_choice("judges", name, JUDGES)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -155,6 +156,8 @@ def choose(names: Sequence[str] | None, options: Mapping[str, Any]) -> dict[str,
     """
     _check(options)
     groups_of = {number.key: number.group for number in NUMBERS} | {name: name for name in GROUPS}
+    if isinstance(names, str):
+        raise TypeError(f"groups must be a list of names, [{names!r}], but is a string.")
     if names is not None and not names:
         raise ValueError(f"no group of metrics is named; there are {', '.join(GROUPS)}.")
     for name in names or ():
@@ -180,6 +183,9 @@ def _check(options: Mapping[str, Any]) -> None:
     bad = [value for value in options.get("eps") or () if not 0 < value <= 255]
     if bad:
         raise ValueError(f"eps takes strengths in grey levels, more than 0 and at most 255, but has {bad[0]}.")
+    encoder = options.get("encoder")
+    if encoder and ":" not in encoder and not timm.is_model(encoder.partition(".")[0]):
+        raise ValueError(f"timm has no model {encoder!r} for the encoder.{nearest(encoder, timm.list_models())}")
     if options.get("explanations", 0) < 0:
         raise ValueError(f"explanations must be a number of images, 0 for none, but is {options['explanations']}.")
     if options.get("attack_images", 1) < 1:

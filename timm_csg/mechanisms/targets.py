@@ -44,17 +44,22 @@ def target_rows(matrix: Tensor, targets: Tensor) -> Tensor:
     return torch.where(multi_hot[:, None], _strongest_row(matrix, weights), weights @ matrix)
 
 
-def check_no_input(targets: Any, paths: Any) -> None:
-    """Check that targets and paths are not what a timm model takes behind its images, as NaFlexViT its patch_coord.
+def check_targets(images: Any, targets: Any, paths: Any) -> None:
+    """Check that there is a target for every image, and that targets and paths are no other input of the timm model.
 
     Raises:
-        TypeError: If targets have places besides images and classes, or paths are a tensor.
+        TypeError: If targets have places besides images and classes, or paths are a tensor, as NaFlexViT's patch_coord
+            and patch_valid.
+        ValueError: If there are more or fewer targets than images; a single one would count for all in silence.
     """
     if isinstance(paths, Tensor) or (isinstance(targets, Tensor) and targets.ndim > 2):
         raise TypeError(
             "behind the images, a differentiated model takes targets [batch] or [batch, classes] and paths; name what "
             "else the timm model takes: model(patches, patch_coord=..., patch_valid=...)."
         )
+    if isinstance(targets, Tensor) and isinstance(images, Tensor) and targets.shape[:1] != images.shape[:1]:
+        count = len(targets) if targets.ndim else "no"
+        raise ValueError(f"there are {len(images)} images but {count} targets.")
 
 
 def class_rows(targets: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
