@@ -5,6 +5,7 @@ import torch
 from reference import explain as reference
 
 import timm_csg
+from timm_csg import metrics
 from timm_csg.explain import contrast, owner_map
 from timm_csg.explain.two_classes import deciding_filters
 
