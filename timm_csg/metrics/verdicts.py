@@ -35,7 +35,8 @@ MOST_LOST = 0.02  # accuracy, of the other classes and against standard training
 ABOVE_GUESSING = 2.0  # standard errors above the share of the most frequent class
 
 _ROUNDING = 1e-9
-_ASSIGN = "Assign the filters to classes from the training pictures before training (timm_csg.assign_filters)"
+_ASSIGN = "Take assigned filters (mechanism 'assigned'), with timm_csg.assign_filters before training"
+_SPARSER = "A gate becomes sparse slowly: train for many more epochs, or take assigned filters (mechanism 'assigned')."
 _MASK = "Let the classifier use only a class's own filters: train with assigned filters and a masked classifier."
 
 
@@ -234,7 +235,7 @@ def _against_the_matrix(serves: Tensor) -> Iterator[_Objection]:
         else "no filter serves"
     )
     wider = f"There are fewer filters ({filters}) than classes ({classes}): use a wider model or fewer classes."
-    yield _Objection(f"{some} one class alone", wider if filters < classes else f"{_ASSIGN}.")
+    yield _Objection(f"{some} one class alone", wider if filters < classes else _SPARSER)
 
 
 def _against_the_owners(found: _Owners) -> Iterator[_Objection]:
