@@ -248,6 +248,7 @@ def test_sharded_model_is_saved_whole(model, images, targets, tmp_path, monkeypa
     assert not (tmp_path / "second").exists()
 
 
+@pytest.mark.slow
 def test_as_many_classes_as_a_face_data_set_has(tmp_path):
     names = [f"person {index}" for index in range(85_742)]
     model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=len(names)))

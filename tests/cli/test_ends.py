@@ -69,7 +69,10 @@ def test_names_that_are_mathematics_or_long_or_markup_are_plain_text(tmp_path, c
     assert "[red]x" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp932"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["ascii", pytest.param("latin-1", marks=pytest.mark.slow), pytest.param("cp932", marks=pytest.mark.slow)],
+)
 def test_every_terminal_gets_its_table(encoding, finished, tmp_path):
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     command = [sys.executable, "-m", "timm_csg", "evaluate", str(finished), "--metrics", "accuracy,gate"]

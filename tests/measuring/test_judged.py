@@ -39,6 +39,7 @@ def annotated(monkeypatch):
     return points
 
 
+@pytest.mark.slow
 def test_maps_that_a_model_has_are_judged_on_pictures_spread_evenly(models, loader, annotated):
     for name, model in models.items():
         subject = measuring.measure(model, loader, ["accuracy"], explanations=4).subject
@@ -52,6 +53,7 @@ def test_maps_that_a_model_has_are_judged_on_pictures_spread_evenly(models, load
         assert {"pointing_game", "random_logit"} <= set(found["cam"])
 
 
+@pytest.mark.slow
 def test_grids_are_shrunk_for_models_of_a_fixed_input_size(make_model):
     model = make_model("test_vit", num_classes=4, global_pool="avg")
     pictures = torch.rand(60, 3, 64, 64, generator=torch.Generator().manual_seed(0))

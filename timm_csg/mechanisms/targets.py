@@ -48,11 +48,11 @@ def check_targets(images: Any, targets: Any, paths: Any) -> None:
     """Check that there is a target for every image, and that targets and paths are no other input of the timm model.
 
     Raises:
-        TypeError: If targets have places besides images and classes, or paths are a tensor, as NaFlexViT's patch_coord
+        TypeError: If targets are coordinates [batch, patches, 2], or paths are a tensor, as NaFlexViT's patch_coord
             and patch_valid.
         ValueError: If there are more or fewer targets than images; a single one would count for all in silence.
     """
-    if isinstance(paths, Tensor) or (isinstance(targets, Tensor) and targets.ndim > 2):
+    if isinstance(paths, Tensor) or (isinstance(targets, Tensor) and targets.ndim == 3 and targets.shape[2] == 2):
         raise TypeError(
             "behind the images, a differentiated model takes targets [batch] or [batch, classes] and paths; name what "
             "else the timm model takes: model(patches, patch_coord=..., patch_valid=...)."
