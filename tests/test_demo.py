@@ -108,9 +108,6 @@ def test_page_explains_an_uploaded_picture_without_a_network(address, picture, t
         wait(page, "document.body.innerText.includes('ahead of')")
         time.sleep(1)  # pictures are drawn
         text = page.run("document.body.innerText")
-        page.screenshot(tmp_path / "demo.png")
-        if "DEMO_SCREENSHOT" in os.environ:
-            (tmp_path / "demo.png").rename(os.environ["DEMO_SCREENSHOT"])
         assert "evidence_map" in text
         assert page.run("document.querySelectorAll('[aria-label*=Share], [title*=Share]').length") == 0
         assert page.run("[...document.images].filter(i => i.naturalWidth > 200).length") >= 2
