@@ -38,7 +38,7 @@ def test_every_block_of_the_tutorial_runs(tmp_path, monkeypatch, capfd):
     assert "--model mobilenetv2_100 --pretrained" in page
     for block in re.finditer(r"^```(python|bash)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         if block[1] == "bash":
-            for line in block[2].splitlines():
+            for line in block[2].replace("\\\n", " ").splitlines():
                 run_command(line)
         else:
             before = page[: block.start()].count("\n") + 1
