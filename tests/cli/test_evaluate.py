@@ -289,12 +289,24 @@ def test_classes_of_another_name_are_refused(checkpoints, tmp_path, options):
         (["--metrics", "acuracy"], "there is no group of metrics 'acuracy'"),
         (["--metrics", "parts"], "the metrics 'parts' need --landmarks"),
         (["--attacks", "carlini"], "unknown attack carlini"),
-        (["--landmarks", "nowhere.csv"], "nowhere.csv"),
+        (["--landmarks", "nowhere.csv"], "there is no file of annotations nowhere.csv"),
+        (["--eps", "4"], "--eps would have no effect here; add --attacks"),
+        (["--attack-images", "5"], "--attack-images would have no effect here; add --attacks"),
+        (["--explanation-images", "5"], "--explanation-images would have no effect here; add --explanations"),
+        (["--explanations", "--explanation-images", "0"], "--explanation-images must be at least 1, but is 0"),
+        (["--encoder", "resnet81"], "timm has no model 'resnet81' for the encoder. Did you mean"),
+        (["--seed", "-1"], "seed must be a whole number, 0 or more"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_measured(checkpoints, data, tmp_path, capsys, arguments, message):
     assert run(checkpoints[:1], data, "--output", tmp_path / "out", *arguments) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_strengths_that_are_no_numbers_are_named(checkpoints, data, capsys):
+    with pytest.raises(SystemExit):
+        run(checkpoints[:1], data, "--attacks", "fgsm", "--eps", "2;8")
+    assert "argument --eps: expects numbers with commas between them, but found '2;8'" in capsys.readouterr().err
 
 
 def test_without_data_the_images_have_to_be_named(checkpoints):

@@ -87,3 +87,33 @@ def test_command_refuses_what_is_missing_before_it_trains(tmp_path, monkeypatch,
     assert train(data, tmp_path / "run", "--log", "wandb") == 2
     assert "--log wandb needs its package: pip install wandb" in capfd.readouterr().err
     assert not (tmp_path / "run" / "assigned").exists()
+
+
+@pytest.mark.parametrize("where", ["init", "log", "finish"])
+def test_a_tool_that_fails_does_not_end_the_training(tmp_path, monkeypatch, caplog, where):
+    calls = []
+
+    def fail_at(name):
+        def call(*arguments, **options):
+            calls.append(name)
+            if name == where:
+                raise OSError("no network")
+            return types.SimpleNamespace(log=fail_at("log"), finish=fail_at("finish"))
+
+        return call
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=fail_at("init")))
+    with EpochLog("wandb", tmp_path, {}) as log:
+        for row in ROWS:
+            log.epoch(row)
+    assert calls.count(where) == 1
+    assert "(OSError: no network)" in caplog.text
+
+
+def test_a_tool_that_fails_hides_no_error_of_the_training(tmp_path, monkeypatch):
+    run = types.SimpleNamespace(log=lambda numbers, step: None, finish=lambda: 1 / 0)
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **options: run))
+    log = EpochLog("wandb", tmp_path, {})
+    log.epoch(ROWS[0])
+    with pytest.raises(KeyError, match="training"), log:
+        raise KeyError("training")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import timm_csg
 from timm_csg import measuring, metrics
 from timm_csg.cli.display import result_table
 from timm_csg.head import head_on_pooled
+from timm_csg.measuring.attacked import some_images
 from timm_csg.measuring.measures import CLASS_COLUMNS, FILTER_COLUMNS, MEASURES
 from timm_csg.numbers import GROUPS, NUMBERS, SUMMARY, notes
 from timm_csg.plots.reporting.words import measures
@@ -103,11 +105,47 @@ def test_a_head_that_is_not_linear_is_left_out_beyond_the_given_number_of_classe
         ({"attacks": ["carlini"]}, "unknown attack carlini; known are fgsm, pgd."),
         ({"attacks": ["pgd"], "eps": [0.0]}, "eps takes strengths in grey levels, more than 0"),
         ({"attacks": ["pgd"], "attack_images": 0}, "attack_images must be at least 1, but is 0."),
+        ({"explanations": -1}, "explanations must be a number of images, 0 for none, but is -1."),
+        ({"seed": -1}, "seed must be a whole number, 0 or more and below 2**32, but is -1."),
+        ({"seed": 0.5}, "seed must be a whole number, 0 or more and below 2**32, but is 0.5."),
+        ({"boxes": "nowhere.csv"}, "there is no file of annotations nowhere.csv."),
     ],
 )
 def test_wrong_options_are_refused_before_the_first_pass(model, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         measuring.measure(model, None, **options)
+
+
+def test_images_to_attack_are_spread_over_data_sorted_by_class():
+    targets = torch.arange(8) // 2
+    loader = [
+        (torch.arange(8.0)[:5].view(5, 1, 1, 1), targets[:5]),
+        (torch.arange(8.0)[5:].view(3, 1, 1, 1), targets[5:]),
+    ]
+    subject = SimpleNamespace(seen=SimpleNamespace(targets=targets), options={"attack_images": 4}, loader=loader)
+    images, chosen = some_images(subject)
+    assert images.flatten().tolist() == [0, 2, 4, 7]
+    assert chosen.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("option", "columns", "message"),
+    [
+        ("landmarks", "box_x0,box_y0,box_x1,box_y1\na.png,1,1,5,5", "has no landmarks: columns NAME_x and NAME_y"),
+        ("boxes", "head_x,head_y\na.png,1,1", "there is no box named 'box'"),
+    ],
+)
+def test_files_without_what_they_are_for_are_refused_before_the_first_pass(model, tmp_path, option, columns, message):
+    path = tmp_path / "marks.csv"
+    path.write_text(f"file,{columns}\n")
+    with pytest.raises(ValueError, match=message):
+        measuring.measure(model, None, **{option: path})
+
+
+def test_numbers_that_do_not_exist_are_none_so_that_every_json_reader_takes_them(model, images):
+    found = measuring.measure(model, [(images, torch.zeros(len(images), dtype=torch.long))]).numbers
+    assert None in found.values()
+    json.dumps(found, allow_nan=False)
 
 
 def test_repr_is_one_line_of_the_numbers_that_people_read(model, loader):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+_logger = logging.getLogger(__name__)
 CSV, TENSORBOARD, WANDB = "csv", "tensorboard", "wandb"
 LOGS = (TENSORBOARD, WANDB, CSV)
 _PROJECT = "timm_csg"
@@ -42,12 +44,22 @@ class EpochLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        try:
+            self._close()
+        except Exception as problem:  # as in epoch(); an error of the training goes on its way
+            _logger.warning("--log could not be ended (%s: %s)", type(problem).__name__, problem)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Log a line of ``log.csv``: its numbers, at its epoch, counted from 1 as the tools do."""
         if self._open is None:
             return
+        try:
+            self._pass_on(row)
+        except Exception as error:  # of the tool: network, disk, account; the training must not be lost to it
+            _logger.warning("--log no longer works (%s: %s); log.csv goes on", type(error).__name__, error)
+            self._open, self._close = None, _nothing
+
+    def _pass_on(self, row: Mapping[str, Any]) -> None:
         if row["recipe"] != self._recipe:
             self._close()
             self._recipe = row["recipe"]

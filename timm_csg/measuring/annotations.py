@@ -123,11 +123,13 @@ def read_annotations(path: str | Path) -> Annotations:
         The annotations.
 
     Raises:
-        ValueError: If the file is not in the format; the message names file, line and column.
+        ValueError: If the file does not exist or is not in the format; the message names file, line and column.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"{path} must end in .csv or .json, the supported annotation formats.")
+    if not path.is_file():
+        raise ValueError(f"there is no file of annotations {path}.")
     records = _read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
     if not records:
         raise ValueError(f"{path} has no annotations; it needs at least one row below the header.")

@@ -19,7 +19,7 @@ _BATCH = 64
 
 def attacked(subject: Subject) -> dict[str, dict[str, Any]]:
     """What every attack at every strength does; an image was attacked where the model was right and became wrong."""
-    images, targets = _some_images(subject)
+    images, targets = some_images(subject)
     clean = _seen(subject, images, targets)
     found = {}
     for name in subject.options["attacks"]:
@@ -51,7 +51,7 @@ def _effect(clean: Activations, changed: Activations, targets: Tensor, seed: int
     return effect
 
 
-def _some_images(subject: Subject) -> tuple[Tensor, Tensor]:
+def some_images(subject: Subject) -> tuple[Tensor, Tensor]:
     """Some of the images, spread evenly over the data set, which may be sorted by class."""
     total = len(subject.seen.targets)
     attacked = min(total, subject.options["attack_images"])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from timm_csg import explain, judging, metrics
 from timm_csg.head import effective_weight, find_classifier
+from timm_csg.hub_errors import explained
 from timm_csg.judging.maps import Explain
 from timm_csg.judging.parts import HALF_SIDE
 from timm_csg.measuring.attacked import normalisation
@@ -60,7 +61,9 @@ def fitted(subject: Subject) -> Answers:
         return {}
     embeddings = None
     if name:
-        encoder = timm.create_model(name, pretrained=True, num_classes=0).to(next(subject.model.parameters()).device)
+        with explained(f"load the encoder {name}"):
+            encoder = timm.create_model(name, pretrained=True, num_classes=0)
+        encoder.to(next(subject.model.parameters()).device)
         embeddings = judging.embed(encoder, subject.batches(), **normalisation(subject.loader))
     options: dict[str, Any] = {"used": used, "embeddings": embeddings, "seed": subject.seed}
     return judging.judge_filters(seen.features, seen.targets, subject.num_classes, **options)

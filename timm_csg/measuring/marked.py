@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,21 @@ def read_for(subject: Subject, option: str) -> Annotations:
         )
     annotations = read_annotations(path).select(dataset.filenames())
     return annotations.to_input(transform, _sizes(path, annotations, dataset.filenames(absolute=True)))
+
+
+def check_files(options: Mapping[str, Any]) -> None:
+    """Read the files of annotations once before anything is measured.
+
+    Raises:
+        ValueError: If one cannot be read, or lacks what it is for: landmarks or boxes of parts, boxes of the objects.
+    """
+    if options.get("landmarks") and not read_annotations(options["landmarks"]).point_names:
+        raise ValueError(
+            f"{options['landmarks']} has no landmarks: columns NAME_x and NAME_y, or boxes of parts besides 'box'; see "
+            "docs/annotations.md. For boxes of whole objects use --boxes, in Python boxes=..."
+        )
+    if options.get("boxes"):
+        read_annotations(options["boxes"]).object_boxes()
 
 
 def _sizes(path: Any, annotations: Annotations, files: Sequence[str]) -> Tensor:

@@ -12,9 +12,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from timm_csg.checks import nearest
+from timm_csg.checks import nearest, whole
 from timm_csg.measuring.attacked import ATTACKS
 from timm_csg.measuring.collecting import collect
+from timm_csg.measuring.marked import check_files
 from timm_csg.measuring.measures import CLASS_COLUMNS, FILTER_COLUMNS, MEASURES
 from timm_csg.measuring.subject import Subject
 from timm_csg.numbers import GROUPS, NUMBERS
@@ -99,7 +100,7 @@ def measure(
         The numbers, tables by class and by filter, and what was seen.
 
     Raises:
-        ValueError: If a group, an attack or a file is wrong.
+        ValueError: If a group, an attack, a number or a file is wrong.
 
     Example:
         >>> import timm
@@ -112,6 +113,9 @@ def measure(
     options |= {"attack_images": attack_images, "filters": filters or bool(encoder), "encoder": encoder}
     options["explanations"] = explanations
     chosen = choose(groups, options)
+    if not 0 <= (-1 if whole(seed) is None else seed) < 2**32:
+        raise ValueError(f"seed must be a whole number, 0 or more and below 2**32, but is {seed!r}.")
+    check_files(options)
     progress, stage = progress or (lambda images: None), stage or (lambda name: None)
     stage("images")
     seen = collect(model, loader, amp_dtype=amp_dtype, progress=progress)

@@ -14,6 +14,9 @@ DESCRIPTION = """Measure models side by side on the same images: accuracy, mutua
 similarity; with a file of landmarks or boxes, or attacks to try, also parts, localisation, robustness."""
 
 
+_DEFAULTS = {"eps": [2.0, 8.0], "attack_images": 500, "explanation_images": 200}
+
+
 def epilog() -> str:
     """The groups of metrics."""
     from timm_csg.numbers import GROUPS
@@ -36,10 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--boxes", type=path, metavar="FILE", help="object boxes, CSV or JSON: adds 'localisation'")
     parser.add_argument("--attacks", type=names, default=[], metavar="A,B", help="fgsm, pgd: adds 'adversarial', slow")
-    parser.add_argument("--eps", type=_numbers, default=[2.0, 8.0], metavar="A,B", help="attack strengths of 255 (2,8)")
-    parser.add_argument("--attack-images", type=int, default=500, help="images that are attacked (default: 500)")
+    parser.add_argument(
+        "--eps", type=_numbers, default=_DEFAULTS["eps"], metavar="A,B", help="attack strengths of 255 (2,8)"
+    )
+    parser.add_argument(
+        "--attack-images", type=int, default=_DEFAULTS["attack_images"], help="images that are attacked (default: 500)"
+    )
     parser.add_argument("--explanations", action="store_true", help="judge explanation maps, with --boxes in boxes too")
-    parser.add_argument("--explanation-images", type=int, default=200, metavar="N", help="on so many images (200)")
+    parser.add_argument(
+        "--explanation-images",
+        type=int,
+        default=_DEFAULTS["explanation_images"],
+        metavar="N",
+        help="on so many images (200)",
+    )
     parser.add_argument("--filters", action="store_true", help="judge filters, beside the values of shuffled labels")
     parser.add_argument("--encoder", metavar="NAME", help="timm model for MonoScore; with --filters")
     parser.add_argument("--seed", type=int, default=0, help="seed of estimates, splits and attacks (default: 0)")
@@ -55,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from timm_csg.cli.judges import explanations_table
     from timm_csg.cli.runs import free_folder, gone_if_empty
 
+    _check_knobs(args)
     console = make_console()
     data_options = given_options(args, DATA_OPTIONS)
     named = [short_name(data_options["data"])] if data_options.get("data") is not None else []
@@ -101,4 +115,16 @@ def _pictures(args: argparse.Namespace) -> int:
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(number) for number in names(text)]
+    try:
+        return [float(number) for number in names(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expects numbers with commas between them, but found {text!r}") from None
+
+
+def _check_knobs(args: argparse.Namespace) -> None:
+    """Refuse options without an effect, as ``timm-csg train`` does."""
+    rules = (("attacks", "eps"), ("attacks", "attack_images"), ("explanations", "explanation_images"))
+    for needs, name in rules:
+        if not getattr(args, needs) and getattr(args, name) != _DEFAULTS[name]:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} would have no effect here; add --{needs}.")
