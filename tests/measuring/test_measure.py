@@ -12,7 +12,7 @@ import timm_csg
 from timm_csg import measuring, metrics
 from timm_csg.cli.display import result_table
 from timm_csg.head import head_on_pooled
-from timm_csg.measuring.attacked import some_images
+from timm_csg.measuring.attacked import attack, normalisation, some_images
 from timm_csg.measuring.measures import CLASS_COLUMNS, FILTER_COLUMNS, MEASURES
 from timm_csg.numbers import GROUPS, NUMBERS, SUMMARY, notes
 from timm_csg.plots.reporting.words import measures
@@ -114,6 +114,17 @@ def test_a_head_that_is_not_linear_is_left_out_beyond_the_given_number_of_classe
 def test_wrong_options_are_refused_before_the_first_pass(model, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         measuring.measure(model, None, **options)
+
+
+def test_attacks_clip_by_the_normalisation_of_the_loader(model, images, targets):
+    mean, std = [0.2, 0.3, 0.4], [0.3, 0.2, 0.1]
+    transform = SimpleNamespace(transforms=[SimpleNamespace(mean=torch.tensor(mean), std=torch.tensor(std))])
+    loader = SimpleNamespace(dataset=SimpleNamespace(transform=transform))
+    assert normalisation(loader) == {"mean": pytest.approx(mean), "std": pytest.approx(std)}
+    subject = SimpleNamespace(model=model, loader=loader, seed=0, tick=lambda images: None)
+    found = attack(subject, "fgsm", 8.0, images, targets)
+    assert torch.equal(found, measuring.fgsm(model, images, targets, eps=8 / 255, mean=mean, std=std))
+    assert not torch.equal(found, measuring.fgsm(model, images, targets, eps=8 / 255))
 
 
 def test_images_to_attack_are_spread_over_data_sorted_by_class():

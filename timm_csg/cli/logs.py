@@ -54,16 +54,16 @@ class EpochLog:
         if self._open is None:
             return
         try:
-            self._pass_on(row)
+            self._pass_on(row, self._open)
         except Exception as error:  # of the tool: network, disk, account; the training must not be lost to it
             _logger.warning("--log no longer works (%s: %s); log.csv goes on", type(error).__name__, error)
             self._open, self._close = None, _nothing
 
-    def _pass_on(self, row: Mapping[str, Any]) -> None:
+    def _pass_on(self, row: Mapping[str, Any], begin: Callable[[str], tuple[Sink, Callable[[], None]]]) -> None:
         if row["recipe"] != self._recipe:
             self._close()
             self._recipe = row["recipe"]
-            self._sink, self._close = self._open(str(row["recipe"]))
+            self._sink, self._close = begin(str(row["recipe"]))
         numbers = {
             name: float(value)
             for name, value in row.items()

@@ -24,7 +24,7 @@ def attacked(subject: Subject) -> dict[str, dict[str, Any]]:
     found = {}
     for name in subject.options["attacks"]:
         for eps in subject.options["eps"]:
-            changed = _seen(subject, _attack(subject, name, eps, images, targets), targets)
+            changed = _seen(subject, attack(subject, name, eps, images, targets), targets)
             found[f"{name} {eps:g}/255"] = _effect(clean, changed, targets, subject.seed)
     return found
 
@@ -66,7 +66,8 @@ def some_images(subject: Subject) -> tuple[Tensor, Tensor]:
     return images, targets
 
 
-def _attack(subject: Subject, name: str, eps: float, images: Tensor, targets: Tensor) -> Tensor:
+def attack(subject: Subject, name: str, eps: float, images: Tensor, targets: Tensor) -> Tensor:
+    """The images, attacked with a strength in grey levels of 255, pixels kept in the range that the loader gives."""
     device = next(subject.model.parameters()).device
     options: dict[str, Any] = {"eps": eps / 255, **normalisation(subject.loader)}
     parts = []
