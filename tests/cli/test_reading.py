@@ -11,6 +11,7 @@ from cli.folders_of_pictures import fill, make_splits, picture, train
 from PIL import Image
 
 import timm_csg
+from timm_csg import pictures
 from timm_csg.cli import main
 from timm_csg.cli.explain import explain
 from timm_csg.pictures import convert, image_mode, read_image
@@ -139,3 +140,12 @@ def test_training_knows_the_number_of_classes_of_a_folder(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "run"), *arguments]) == 0
     assert train(data, tmp_path / "other", "--num-classes", "5") == 2
     assert "--num-classes is 5, but the data has 2 classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("largest", "warns"), [(4095, True), (4096, False)])
+def test_12_bits_in_16_are_said_to_look_nearly_black(caplog, largest, warns):
+    pictures._warn_of_dark_images.cache_clear()
+    pixels = np.full((4, 4), 7, dtype=np.uint16)
+    pixels[0, 0] = largest
+    pictures.convert(Image.fromarray(pixels), "L")
+    assert ("read as nearly black; if your camera gives 12 bits, save" in caplog.text) == warns
