@@ -107,6 +107,9 @@ def test_what_is_missing_or_too_late_is_said(make_model):
     model = make_model()
     with pytest.raises(TypeError, match=r"optimizer=torch.optim.SGD"):
         timm_csg.setup(model, lr=0.1, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=r"no optimizer 'adamx'.*Did you mean 'adam"):
+        timm_csg.setup(model, lr=0.1, optimizer="adamx")
+    assert not timm_csg.is_differentiated(model)
 
 
 # differentiate(recipe=...)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from timm_csg import freezing
+from timm_csg.checks import nearest
 from timm_csg.assignment import find_assigned, has_assigned
 from timm_csg.differentiation import differentiate
 from timm_csg.groups import param_groups
@@ -101,6 +102,9 @@ def setup(
             "setup() makes the optimizer, since the mechanism's parameters are new and want a rate of their own; pass "
             f"its class or a partial of it, optimizer=torch.optim.{type(optimizer).__name__}."
         )
+    if isinstance(optimizer, str) and optimizer.lower().removeprefix("lookahead_") not in list_optimizers():
+        close = nearest(optimizer, list_optimizers())
+        raise ValueError(f"timm has no optimizer {optimizer!r}; timm.optim.list_optimizers() names them.{close}")
     found = find_recipe(recipe)
     ready = _differentiated(model, num_classes, recipe, options)
     freezing.freeze(ready, freeze)

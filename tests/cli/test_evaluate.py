@@ -339,6 +339,8 @@ def test_names_are_short_and_differ():
     assert list(expand(["user/a", "hf-hub:other/a", "resnet18"])) == ["user/a", "hf-hub:other/a", "resnet18"]
     with pytest.raises(ValueError, match="named twice: resnet18"):
         expand(["resnet18", "resnet18"])
+    with pytest.raises(ValueError, match="the tables of a/b_c and a_b/c would have the same file names"):
+        expand(["x/a/b_c", "x/a_b/c", "y/b_c", "y/c"])
 
 
 def test_interrupted_evaluation_keeps_the_finished_models(checkpoints, data, tmp_path, monkeypatch):

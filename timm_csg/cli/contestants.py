@@ -10,6 +10,7 @@ from timm_csg.cli.checkpoint_data import settings_of
 from timm_csg.cli.checkpoints import check_local
 from timm_csg.cli.runs import RunFolder
 from timm_csg.cli.settings import WHERE_OPTIONS, TrainSettings
+from timm_csg.cli.spelling import file_stem
 
 
 def expand(checkpoints: Sequence[str]) -> dict[str, str]:
@@ -22,7 +23,7 @@ def expand(checkpoints: Sequence[str]) -> dict[str, str]:
         The checkpoint for each name, in order.
 
     Raises:
-        ValueError: If none are given, or one is given twice.
+        ValueError: If none are given, one is given twice, or two would write the same files.
     """
     parts: list[tuple[str, ...]] = []
     found: list[str] = []
@@ -42,7 +43,12 @@ def expand(checkpoints: Sequence[str]) -> dict[str, str]:
     length = 1
     while len({part[-length:] for part in parts}) < len(parts) and length < max(map(len, parts)):
         length += 1
-    return {"/".join(part[-length:]): checkpoint for part, checkpoint in zip(parts, found, strict=True)}
+    named = {"/".join(part[-length:]): checkpoint for part, checkpoint in zip(parts, found, strict=True)}
+    stems: dict[str, str] = {}
+    for label in named:
+        if (other := stems.setdefault(file_stem(label), label)) != label:
+            raise ValueError(f"the tables of {other} and {label} would have the same file names; rename one folder.")
+    return named
 
 
 def settings_for(named: dict[str, str], data_options: dict[str, Any]) -> dict[str, TrainSettings]:
