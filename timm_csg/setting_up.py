@@ -12,8 +12,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from timm_csg import freezing
-from timm_csg.checks import nearest
 from timm_csg.assignment import find_assigned, has_assigned
+from timm_csg.checks import nearest
 from timm_csg.differentiation import differentiate
 from timm_csg.groups import param_groups
 from timm_csg.model import DifferentiatedModel
