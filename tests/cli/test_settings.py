@@ -128,8 +128,10 @@ def test_typos_in_names_of_checkpoints_and_metrics_offer_the_nearest(tmp_path, m
 
 @pytest.mark.parametrize("option", [["--attack-images", "0"], ["--eps", "-1"]])
 def test_ranges_of_evaluate(option, capsys):
+    assert main(["evaluate", "x", "--attacks", "fgsm", *option]) == 2
+    assert option[0].strip("-").replace("-", "_") in capsys.readouterr().err.replace("-", "_")
     assert main(["evaluate", "x", *option]) == 2
-    assert option[0].strip("-").replace("-", "_") in capsys.readouterr().err
+    assert f"{option[0]} would have no effect here; add --attacks" in capsys.readouterr().err
 
 
 def test_a_run_made_with_relative_paths_works_from_elsewhere_and_with_moved_data(tmp_path, monkeypatch, capsys):

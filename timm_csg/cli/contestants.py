@@ -70,7 +70,11 @@ def settings_for(named: dict[str, str], data_options: dict[str, Any]) -> dict[st
         if not where:
             for checkpoint in named.values():
                 check_local(checkpoint)
-            raise ValueError("the checkpoints do not say what they were trained on; name the images with --data.")
+            missing = [name for name in named.values() if not Path(name).expanduser().exists()]
+            hint = f" ({missing[0]} is not a folder here, so it would be a repository of the Hub.)" if missing else ""
+            raise ValueError(
+                f"the checkpoints do not say what they were trained on; name the images with --data.{hint}"
+            )
         known = dict(zip(WHERE_OPTIONS, next(iter(where)), strict=True))
         data_options = {name: value for name, value in known.items() if value is not None} | data_options
     return {label: settings_of(data_options, checkpoint) for label, checkpoint in named.items()}

@@ -83,6 +83,7 @@ class LiveDisplay:
         self.rows[self.name] |= row
         if self.is_live:
             return
+        self.tells_start = False  # each line of an epoch says how much is left
         known = {key: places for key, places in _IN_AN_EPOCH.items() if key in row}
         values = [f"{key.replace('_', ' ')} {row[key]:.{places}f}" for key, places in known.items()]
         epoch = f"{self.name}: epoch {row['epoch'] + 1}/{self.rows[self.name]['epochs']} ({row['path']})"

@@ -20,6 +20,7 @@ _HEADS = {
     "map": "more than pooling before the classifier: a filter's meaning depends on the others and on the position",
 }
 _MOST_CLASSES = 20
+_MOST_FILTERS = 40  # of a class
 
 
 def inspection_view(found: dict[str, Any]) -> RenderableType:
@@ -128,7 +129,9 @@ def _owners(owners: Sequence[int], names: Sequence[str]) -> Table:
     table.add_column("filters")
     for index, name in enumerate(names[:_MOST_CLASSES]):
         filters = [number for number, owner in enumerate(owners) if owner == index]
-        table.add_row(Text(name), str(len(filters)), Text(_ranges(filters) or "none"))
+        shown = filters[:_MOST_FILTERS]
+        more = f" and {len(filters) - len(shown):,} more" if len(shown) < len(filters) else ""
+        table.add_row(Text(name), str(len(filters)), Text((_ranges(shown) or "none") + more))
     if len(names) > _MOST_CLASSES:
         table.add_row(f"and {len(names) - _MOST_CLASSES} more", "", "see --json")
     return table

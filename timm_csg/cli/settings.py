@@ -94,7 +94,7 @@ class TrainSettings:
     gate_lr: float | None = _option(
         None, "learning rate of the gate; default: the recipe's, a tenth unless --opt is sgd", low=0)
     epochs: int = _option(
-        None, "epochs of every training; 300 steps, but 5 to 60 epochs, with --pretrained",
+        None, "epochs of every training; 300 steps, but 5 to 30 epochs, with --pretrained",
         low=1, digits=16, other=30, pretrained=None)
     batch_size: int = _option(None, "images in a batch, of all processes together", low=1, of="data",
         digits=32, other=64, pretrained=32)
@@ -182,8 +182,8 @@ class TrainSettings:
         return paths
 
     def with_epochs(self, steps_per_epoch: int) -> TrainSettings:
-        """The same with the epochs of fine-tuning where none were requested: 300 steps, but 5 to 60 epochs."""
-        return self if self.epochs else replace(self, epochs=min(60, max(5, -(-300 // max(1, steps_per_epoch)))))
+        """The same with the epochs of fine-tuning where none were requested: 300 steps, but 5 to 30 epochs."""
+        return self if self.epochs else replace(self, epochs=min(30, max(5, -(-300 // max(1, steps_per_epoch)))))
 
     def to_json(self) -> str:
         """For the run folder."""
