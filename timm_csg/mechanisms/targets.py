@@ -57,8 +57,9 @@ def check_targets(images: Any, targets: Any, paths: Any) -> None:
             "behind the images, a differentiated model takes targets [batch] or [batch, classes] and paths; name what "
             "else the timm model takes: model(patches, patch_coord=..., patch_valid=...)."
         )
-    if isinstance(targets, Tensor) and isinstance(images, Tensor) and targets.ndim and len(targets) != len(images):
-        raise ValueError(f"there are {len(images)} images but {len(targets)} targets.")
+    if isinstance(targets, Tensor) and isinstance(images, Tensor) and targets.shape[:1] != images.shape[:1]:
+        one = f"no targets [batch], but {str(targets.dtype).removeprefix('torch.')} of shape []"
+        raise ValueError(f"there are {len(images)} images but {f'{len(targets)} targets' if targets.ndim else one}.")
 
 
 def class_rows(targets: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
