@@ -53,7 +53,7 @@ def train(output, notify):
     Training._step = announced(Training._step, "step")
     Training._evaluate = announced(Training._evaluate, "evaluation")
     Training.save_model = announced(Training.save_model, "saving")
-    train_module.measure = announced(train_module.measure, "measuring")
+    train_module.measure_training = announced(train_module.measure_training, "measuring")
     torch.save = save_in_two_halves
     options = ["--recipe", "assigned", "--model-ema", "--img-size", "16", "--batch-size", "128", "--device", "cpu"]
     return main(["train", "--output", str(output), "--epochs", str(EPOCHS), "--quiet", *options])
