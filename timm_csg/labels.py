@@ -134,12 +134,11 @@ def data_config(preprocessing: Mapping[str, Any] | None) -> dict[str, Any] | Non
     return {key: _PREPROCESSING[key](value) for key, value in preprocessing.items() if value is not None}
 
 
-def input_config(model: Any, img_size: int | None = None) -> dict[str, Any]:
+def input_config(model: Any) -> dict[str, Any]:
     """How a model wants its pictures: input size, normalisation, interpolation and crop, for ``create_transform``.
 
     Args:
         model: A timm model.
-        img_size: Side of the pictures in pixels; None: the model's.
 
     Returns:
         What ``timm.data.resolve_data_config`` makes of the model's ``pretrained_cfg``.
@@ -151,10 +150,22 @@ def input_config(model: Any, img_size: int | None = None) -> dict[str, Any]:
         ((1, 160, 160), (0.5,))
     """
     size = tuple(get_model_input_config(model)["input_size"])
-    if img_size is not None:
-        size = (size[0], img_size, img_size)
-    args: dict[str, Any] = {"input_size": size}
-    if size[0] == 1 and len(model.pretrained_cfg["mean"]) != 1:  # it still has that of the colour images
+    return resolved_config(model.pretrained_cfg, size[0], input_size=size)
+
+
+def resolved_config(pretrained_cfg: Mapping[str, Any], in_chans: int, **args: Any) -> dict[str, Any]:
+    """``timm.data.resolve_data_config`` for images of so many channels.
+
+    Args:
+        pretrained_cfg: Of a timm model.
+        in_chans: Channels; grey images get a mean and deviation of 0.5 where the model's are still those of colours.
+        **args: ``input_size``, ``img_size``, ``crop_pct``, ...: over those of ``pretrained_cfg``.
+
+    Returns:
+        ``input_size``, ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``.
+    """
+    args["in_chans"] = in_chans
+    if in_chans == 1 and len(pretrained_cfg.get("mean", ())) != 1:
         args |= {"mean": (0.5,), "std": (0.5,)}
-    config: dict[str, Any] = resolve_data_config(args, pretrained_cfg=model.pretrained_cfg)
+    config: dict[str, Any] = resolve_data_config(args, pretrained_cfg=pretrained_cfg)
     return config

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from timm.data import create_loader, create_transform, resolve_data_config
+from timm.data import create_loader, create_transform
 from timm.models import get_model_input_config
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from timm_csg.cli.settings import DIGITS, TrainSettings
 from timm_csg.cli.workers import loader_workers
+from timm_csg.labels import resolved_config
 from timm_csg.pictures import image_mode, read_image
 
 
@@ -39,13 +40,8 @@ def input_config(
     Returns:
         ``input_size``, ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``.
     """
-    args: dict[str, Any] = {"in_chans": in_chans, "img_size": settings.img_size}
-    if in_chans == 1 and len(pretrained_cfg.get("mean", ())) != 1:  # it still has that of the colour images
-        args |= {"mean": (0.5,), "std": (0.5,)}
-    if has_data and settings.data == DIGITS:
-        args["crop_pct"] = 1.0
-    config: dict[str, Any] = resolve_data_config(args, pretrained_cfg=pretrained_cfg)
-    return config
+    crop = {"crop_pct": 1.0} if has_data and settings.data == DIGITS else {}
+    return resolved_config(pretrained_cfg, in_chans, img_size=settings.img_size, **crop)
 
 
 def model_input_config(model: Any, settings: TrainSettings, *, has_data: bool = True) -> dict[str, Any]:
