@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import timm
@@ -77,14 +78,14 @@ class Run:
         model = timm.create_model("resnet20_cifar", num_classes=self.classes, channels=WIDTHS[args.net])
         if args.weights:
             model.load_state_dict(load_file(args.weights))
-        self.loop, self.is_projected, self.gated_epoch = timm_csg.TrainingMixin(), True, None
+        self.loop, self.is_projected, self.gated_epoch = timm_csg.TrainingMixin(), args.recipe != "standard", None
         gate_rate = None
         if args.recipe in LABEL_GATES:
             config, self.gated_epoch, self.is_projected = LABEL_GATES[args.recipe]
-            model = timm_csg.differentiate(model, self.classes, changed(config, args.option))
+            model = timm_csg.differentiate(model, self.classes, replace(config, **args.option))
         elif args.recipe != "standard":
             recipe = RECIPES[args.recipe]
-            model = timm_csg.differentiate(model, self.classes, changed(recipe.mechanism, args.option))
+            model = timm_csg.differentiate(model, self.classes, recipe=args.recipe, **args.option)
             self.loop.schedule, gate_rate = recipe.schedule, recipe.gate_lr
         self.model = model.to(args.device, memory_format=torch.channels_last)
         self.optimizer = self.make_optimizer(gate_rate)
@@ -116,7 +117,7 @@ class Run:
                 self.optimizer.zero_grad()
                 self.scheduler.step()
                 if self.is_projected and (self.assigned_at is None or epoch >= self.assigned_at):
-                    timm_csg.is_differentiated(self.model) and self.model.project_()
+                    self.model.project_()
             if (epoch + 1) % self.args.every == 0 or epoch + 1 in (1, 2, 3, self.epochs - 1, self.epochs):
                 rows.append(self.row(epoch + 1, float(loss.detach()), time.perf_counter() - start))
         if self.args.save:
@@ -149,10 +150,6 @@ class Run:
             file.write(json.dumps(result) + "\n")
         print(json.dumps(result), flush=True)
         return result
-
-
-def changed(config: timm_csg.MechanismConfig, options: dict) -> timm_csg.MechanismConfig:
-    return type(config)(**(vars(config) | options))
 
 
 if __name__ == "__main__":
