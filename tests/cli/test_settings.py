@@ -126,6 +126,13 @@ def test_typos_in_names_of_checkpoints_and_metrics_offer_the_nearest(tmp_path, m
     assert "no group of metrics is named" in capsys.readouterr().err
 
 
+def test_a_name_that_may_be_a_missing_folder_is_said_to_be_none(capsys):
+    assert main(["evaluate", "runs/nothere"]) == 2
+    assert "runs/nothere is not a folder here" in capsys.readouterr().err
+    assert main(["evaluate", "resnet18"]) == 2
+    assert "not a folder" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", [["--attack-images", "0"], ["--eps", "-1"]])
 def test_ranges_of_evaluate(option, capsys):
     assert main(["evaluate", "x", "--attacks", "fgsm", *option]) == 2

@@ -70,7 +70,8 @@ def settings_for(named: dict[str, str], data_options: dict[str, Any]) -> dict[st
         if not where:
             for checkpoint in named.values():
                 check_local(checkpoint)
-            missing = [name for name in named.values() if not Path(name).expanduser().exists()]
+            likely = [name for name in named.values() if "/" in name and ":" not in name]  # not a name of timm's
+            missing = [name for name in likely if not Path(name).expanduser().exists()]
             hint = f" ({missing[0]} is not a folder here, so it would be a repository of the Hub.)" if missing else ""
             raise ValueError(
                 f"the checkpoints do not say what they were trained on; name the images with --data.{hint}"

@@ -20,7 +20,7 @@ _HEADS = {
     "map": "more than pooling before the classifier: a filter's meaning depends on the others and on the position",
 }
 _MOST_CLASSES = 20
-_MOST_FILTERS = 40  # of a class
+_MOST_RANGES = 40  # of filters, for one class
 
 
 def inspection_view(found: dict[str, Any]) -> RenderableType:
@@ -129,9 +129,7 @@ def _owners(owners: Sequence[int], names: Sequence[str]) -> Table:
     table.add_column("filters")
     for index, name in enumerate(names[:_MOST_CLASSES]):
         filters = [number for number, owner in enumerate(owners) if owner == index]
-        shown = filters[:_MOST_FILTERS]
-        more = f" and {len(filters) - len(shown):,} more" if len(shown) < len(filters) else ""
-        table.add_row(Text(name), str(len(filters)), Text((_ranges(shown) or "none") + more))
+        table.add_row(Text(name), str(len(filters)), Text(_ranges(filters) or "none"))
     if len(names) > _MOST_CLASSES:
         table.add_row(f"and {len(names) - _MOST_CLASSES} more", "", "see --json")
     return table
@@ -140,7 +138,10 @@ def _owners(owners: Sequence[int], names: Sequence[str]) -> Table:
 def _ranges(numbers: Sequence[int]) -> str:
     """``0-3, 7`` for 0, 1, 2, 3, 7."""
     runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+    parts = [f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    shown = ", ".join(parts[:_MOST_RANGES])
+    left = sum(map(len, runs[_MOST_RANGES:]))
+    return f"{shown} and {left:,} more" if left else shown
 
 
 def _amount(count: int) -> str:
