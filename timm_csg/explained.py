@@ -99,11 +99,9 @@ class ExplainedModel(nn.Module):
             found["evidence"] = F.linear(head.pooled(features).flatten(1), self.weight)
         if "map" in self.outputs and target is not None:
             chosen = torch.where(target < 0, found["logits"].argmax(dim=1), target)
-            maps = self.weight[chosen][:, None] @ responses.flatten(2) * self.places
-            maps = maps.unflatten(2, responses.shape[2:])
-            if self.upsample:
-                maps = self.rows @ maps @ self.columns.T
-            found["map"] = maps.squeeze(1)
+            maps = self.weight.index_select(0, chosen)[:, None] @ responses.flatten(2) * self.places
+            maps = maps.reshape(-1, *responses.shape[2:])
+            found["map"] = self.rows @ maps @ self.columns.T if self.upsample else maps
         found["responses"] = responses
         return {name: found[name] for name in self.outputs}
 
