@@ -144,12 +144,13 @@ def test_unknown_names_are_answered_with_those_spelled_alike(capsys):
         inspect("nothing_at_all_like_it")
 
 
-def test_plugin_registers_an_architecture(tmp_path):
+def test_plugin_registers_an_architecture(tmp_path, capsys):
     (tmp_path / "own_net.py").write_text(
         "from timm.models import register_model\nfrom timm.models.resnet import test_resnet\n\n\n"
         "@register_model\ndef own_net(pretrained=False, **kwargs):\n    return test_resnet(pretrained, **kwargs)\n"
     )
-    assert inspect("own_net", plugins=[str(tmp_path / "own_net.py")])["stage"]["num_filters"] == 96
+    assert main(["inspect", "own_net", "--json", "--plugin", str(tmp_path / "own_net.py")]) == 0
+    assert json.loads(capsys.readouterr().out)["stage"]["num_filters"] == 96
 
 
 def test_filter_numbers_are_shortened_to_ranges():

@@ -7,7 +7,7 @@ import timm
 
 from timm_csg.checkpoint import save_plain
 from timm_csg.cli import main
-from timm_csg.cli.judges import explanations_table
+from timm_csg.cli.comparison import explanations_table
 
 
 def test_the_command_writes_and_prints_what_was_judged(tmp_path, capsys):

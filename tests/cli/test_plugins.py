@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from timm_csg.cli import main
-from timm_csg.cli.checkpoints import import_plugins
+from timm_csg.cli.plugins import import_plugins
 
 
 @pytest.mark.parametrize(

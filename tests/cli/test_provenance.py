@@ -9,7 +9,7 @@ from cli.folders_of_pictures import make_splits, train
 import timm_csg
 from timm_csg import plots
 from timm_csg.cli import main
-from timm_csg.cli.provenance import command_in_words, provenance
+from timm_csg.cli.report import command_in_words, provenance
 
 NOON = datetime(2026, 11, 26, 12, 0, tzinfo=timezone.utc)
 

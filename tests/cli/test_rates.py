@@ -3,7 +3,7 @@
 import torch
 
 from timm_csg import measuring, metrics
-from timm_csg.cli.rates import intervals
+from timm_csg.cli.display import intervals
 
 
 def test_line_says_interval_and_rates_by_name():

@@ -7,9 +7,8 @@ import pytest
 from cli.folders_of_pictures import make_splits, train
 
 from timm_csg.cli import main
-from timm_csg.cli.build import chosen_recipes
+from timm_csg.cli.build import check_knobs, chosen_recipes
 from timm_csg.cli.checkpoint_data import settings_of
-from timm_csg.cli.knobs import check_knobs
 from timm_csg.cli.runs import RunFolder
 from timm_csg.cli.settings import TrainSettings
 from timm_csg.schedule import Alternating, Joint

@@ -2,7 +2,7 @@
 
 import pytest
 
-from timm_csg.cli.workers import FEW_IMAGES, loader_workers
+from timm_csg.cli.preprocessing import FEW_IMAGES, loader_workers
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from rich.logging import RichHandler
 
 from timm_csg.cli.commands import COMMANDS
+from timm_csg.cli.plugins import import_plugins
 from timm_csg.cli.spelling import did_you_mean
 from timm_csg.cli.terminal import (
     INTERRUPTED,
@@ -70,6 +71,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     try:
+        import_plugins(args.plugin)
         status: int = COMMANDS[args.command].run(args)
     except BrokenPipeError:
         forget_output()
@@ -122,6 +124,13 @@ def _parser() -> argparse.ArgumentParser:
         )
         one.make_epilog = getattr(command, "epilog", None)
         command.add_arguments(one)
+        one.add_argument(
+            "--plugin",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="Python file or module to import first, for example one that registers a model; may be repeated",
+        )
         one.add_argument("--quiet", action="store_true", help="print no progress and no log lines")
         one.set_defaults(parser=one)
     return parser

@@ -1,4 +1,4 @@
-"""The results of ``timm-csg evaluate`` as a table for people."""
+"""The results of ``timm-csg evaluate`` as tables for people: the numbers, and how maps were judged."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from timm_csg.cli.display import verdicts
-from timm_csg.cli.rates import intervals
+from timm_csg.cli.display import intervals, verdicts
 from timm_csg.measuring.measures import MOST_RATED
 from timm_csg.numbers import LABELS_GIVEN, NUMBERS, Number, notes
 
@@ -21,6 +20,19 @@ _ATTACK_LINES: tuple[tuple[str, str, Literal["high", "low"]], ...] = (
     ("logistic regression", "  missed by logistic regression", "low"),
     ("disagreement_error", "  missed by comparing the paths", "low"),
 )
+
+_JUDGES = {
+    "grid_2x2": "grid 2x2",
+    "grid_3x3": "grid 3x3",
+    "deletion": "deletion ↓",
+    "insertion": "insertion",
+    "pointing_game": "pointing",
+    "energy_inside": "energy",
+    "plausibility": "plausible",
+    "stability": "stable",
+    "weight_randomisation": "weights ↓",
+    "random_logit": "class ↓",
+}
 
 
 class _Line(NamedTuple):
@@ -117,3 +129,21 @@ def _notes(results: dict[str, Any]) -> Text | Group:
         said.append(f"† {LABELS_GIVEN}")
     told = Text("\n".join(said), style="dim")
     return Group(judged, told) if judged else told
+
+
+def explanations_table(results: dict[str, Any]) -> Table | None:
+    """Scores of all maps of all models, behind them what chance has; None if no map was judged."""
+    found = {label: model.get("explanations") or {} for label, model in results["checkpoints"].items()}
+    asked = {judge for maps in found.values() for answers in maps.values() for judge in answers}
+    if not asked:
+        return None
+    judges = [judge for judge in _JUDGES if judge in asked]
+    table = Table("model", "map", *(_JUDGES[judge] for judge in judges), title="explanation maps (chance in brackets)")
+    for label, maps in found.items():
+        for name, answers in maps.items():
+            table.add_row(label, name, *(_score(answers.get(judge)) for judge in judges))
+    return table
+
+
+def _score(answer: dict[str, float] | None) -> str:
+    return "–" if answer is None else f"{answer['score']:.2f} ({answer['chance']:.2f})"

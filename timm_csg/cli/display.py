@@ -1,7 +1,8 @@
-"""The terminal: live progress while training, a table at the end."""
+"""The terminal: live progress while training, a table at the end, and what to make of the numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -19,18 +20,17 @@ class LiveDisplay:
     """What training does, for people.
 
     On a terminal a progress bar over all trainings and a line for the newest epoch of each; elsewhere a plain line for
-    each epoch; nothing where ``quiet``.
+    each epoch; nothing without a console.
 
     Args:
-        console: Where to write.
+        console: Where to write; None: nowhere.
         recipes: Names of the trainings in their order.
         steps: Training batches of all of them together.
-        quiet: Show nothing.
     """
 
-    def __init__(self, console: Console, recipes: list[str], steps: int, *, quiet: bool) -> None:
-        self.console, self.quiet = console, quiet
-        self.is_live = console.is_terminal and not quiet
+    def __init__(self, console: Console | None, recipes: list[str], steps: int) -> None:
+        self.console = console
+        self.is_live = console is not None and console.is_terminal
         self.rows: dict[str, dict[str, Any]] = {name: {} for name in recipes}
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
@@ -58,7 +58,7 @@ class LiveDisplay:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        if not self.quiet:
+        if self.console is not None:
             self.console.print(text, soft_wrap=True)
 
     def start(self, name: str, epochs: int, history: list[dict[str, Any]], steps_per_epoch: int) -> None:
@@ -138,6 +138,40 @@ def result_table(results: dict[str, dict[str, Any]]) -> Table:
         said.append(f"† {LABELS_GIVEN}")
     table.caption, table.caption_justify = "\n".join(said), "left"
     return table
+
+
+def intervals(results: Mapping[str, Mapping[str, Any]], class_names: Sequence[str] | None = None) -> list[str]:
+    """A line for each model: its accuracy with an interval; for two and three classes sensitivity and specificity.
+
+    Args:
+        results: Numbers by model, as ``metrics.json`` has them.
+        class_names: Names of the classes; None: those in the results, or numbers.
+
+    Returns:
+        The lines; none for a model whose accuracy was not measured.
+
+    Example:
+        >>> intervals({"one": {"accuracy": 0.5, "accuracy_interval": [0.2, 0.8]}})
+        ['one: accuracy 0.500 (95 % interval 0.200 to 0.800)']
+    """
+    lines = []
+    for name, found in results.items():
+        ends = found.get("accuracy_interval")
+        if ends is None:
+            continue
+        parts = [f"{name}: accuracy {found['accuracy']:.3f} (95 % interval {ends[0]:.3f} to {ends[1]:.3f})"]
+        for rate in ("sensitivity", "specificity"):
+            rows = found.get(rate)
+            if rows:
+                names = class_names or found.get("class_names") or list(map(str, range(len(rows))))
+                told = [f"{label} {_share(*row)}" for label, row in zip(names, rows, strict=True) if row is not None]
+                parts.append(f"{rate}: {', '.join(told)}")
+        lines.append("; ".join(parts))
+    return lines
+
+
+def _share(share: float, low: float, high: float) -> str:
+    return f"{share:.3f} ({low:.3f} to {high:.3f})"
 
 
 def verdicts(results: dict[str, dict[str, Any]]) -> list[str]:

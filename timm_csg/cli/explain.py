@@ -19,7 +19,6 @@ from timm_csg import explain as methods_module
 from timm_csg import labels
 from timm_csg.checkpoint import replacing
 from timm_csg.cli.checkpoint_data import check_data_options, load_with_input
-from timm_csg.cli.checkpoints import import_plugins
 from timm_csg.cli.classes import class_names, match_classes
 from timm_csg.cli.commands.explain import FILTERS, METHODS
 from timm_csg.cli.contrast import Versus, versus_class
@@ -64,7 +63,6 @@ def explain(
     against: str | int | None = None,
     top: int = 5,
     output: str | Path | None = "explained",
-    plugins: Sequence[str] = (),
     progress: Callable[[Path], None] | None = None,
     **data_options: Any,
 ) -> list[Explained]:
@@ -79,7 +77,6 @@ def explain(
         against: Another class, to say what decides between the two, with a figure; see ``versus_class``.
         top: Filters for each image, 1 or more.
         output: Folder for the pictures, one for each image and map; None: none are written.
-        plugins: Python files or modules to import first.
         progress: Called with each file before it is read.
         **data_options: ``img_size`` and ``device``; and ``data``, ``data_dir``, ``val_split``, ``num_classes``, where
             the class names are read from if the checkpoint has none; if given, it must have no other classes. Left
@@ -99,7 +96,6 @@ def explain(
         raise ValueError(f"--top must be at least 1, but is {top}.")
     check_data_options(data_options, IMAGE_OPTIONS)
     files = list(_files(images))
-    import_plugins(plugins)
     model, config, settings = load_with_input(checkpoint, data_options)
     names = _class_names(checkpoint, model, settings, must_fit="data" in data_options)
     label = None if target is None else labels.class_index(target, names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -12,7 +11,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from timm_csg import explain, metrics
-from timm_csg.cli.checkpoints import checkpoint_folder, import_plugins, open_checkpoint
+from timm_csg.cli.checkpoints import checkpoint_folder, open_checkpoint
 from timm_csg.differentiation import differentiate, undifferentiate
 from timm_csg.head import find_classifier, probe_head
 from timm_csg.labels import class_names
@@ -24,7 +23,7 @@ from timm_csg.stage import Stage, find_stage
 _RECTIFIERS = ("ReLU", "ReLU6", "Threshold", "Clamp")
 
 
-def inspect(name: str, *, plugins: Sequence[str] = ()) -> dict[str, Any]:
+def inspect(name: str) -> dict[str, Any]:
     """Say what this package finds in a model; what ``timm-csg inspect --json`` prints.
 
     Of a timm name or a checkpoint without a mechanism nothing but the config is read: no weights are downloaded, and
@@ -33,7 +32,6 @@ def inspect(name: str, *, plugins: Sequence[str] = ()) -> dict[str, Any]:
     Args:
         name: A timm model name; a checkpoint folder, also as ``local-dir:folder``; a Hub repository ``user/name``, also
             as ``hf-hub:user/name``.
-        plugins: Python files or modules to import first, for example one that registers the architecture.
 
     Returns:
         JSON-able values. Always: ``name``, ``source`` (``"timm"``, ``"plain checkpoint"`` or ``"checkpoint"``),
@@ -51,7 +49,6 @@ def inspect(name: str, *, plugins: Sequence[str] = ()) -> dict[str, Any]:
         >>> inspect("crossvit_9_240")["supported"]
         False
     """
-    import_plugins(plugins)
     model, source, timm_name = open_checkpoint(name, weights=False)
     plain = _plain_skeleton(model)
     found: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Options of the command line that commands share: those of ``TrainSettings``, checkpoints, and ``--plugin``."""
+"""Options of the command line that commands share: those of ``TrainSettings``, and how values are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from timm_csg.cli.settings import DATA_OPTIONS, DIGITS, TrainSettings, default_of, flag
+from timm_csg.cli.settings import DIGITS, TrainSettings, default_of, flag
 
 CHECKPOINT = "checkpoint folder, folder of a timm-csg train run, Hub repository user/name, or timm model name"
 
@@ -33,23 +33,6 @@ def add_settings(parser: argparse.ArgumentParser, *, only: Collection[str] | Non
                 values = {"type": {"int": int, "float": float}.get(kind, str), "choices": choices}
                 values["metavar"] = None if choices else kind.upper()
             parser.add_argument(flag(item.name), dest=item.name, default=argparse.SUPPRESS, help=_help(item), **values)
-
-
-def add_checkpoint_arguments(parser: argparse.ArgumentParser, only: Collection[str] = DATA_OPTIONS) -> None:
-    """Options of ``timm-csg train`` that describe the images, and ``--plugin``."""
-    add_settings(parser, only=only)
-    add_plugin_argument(parser)
-
-
-def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
-    """``--plugin``, for ``import_plugins``."""
-    parser.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="Python file or module to import first, for example one that registers a model; may be repeated",
-    )
 
 
 def path(text: str) -> Path:

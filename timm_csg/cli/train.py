@@ -12,28 +12,25 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from timm_csg.cli.build import check_model, chosen_recipes, data_config
+from timm_csg.cli.build import check_knobs, check_model, chosen_recipes, data_config
 from timm_csg.cli.data import Data, load_data
 from timm_csg.cli.display import LiveDisplay
 from timm_csg.cli.distributed import Processes, joined
 from timm_csg.cli.engine import Training
-from timm_csg.cli.knobs import check_knobs
 from timm_csg.cli.logs import EpochLog
 from timm_csg.cli.report import report_of_run
 from timm_csg.cli.results import measure_training, write_figures, write_json, write_log
 from timm_csg.cli.runs import RunFolder, free_folder
 from timm_csg.cli.settings import STANDARD, TrainSettings
 from timm_csg.cli.state import writing
-from timm_csg.cli.terminal import TrainingError, UnfinishedError, make_console
+from timm_csg.cli.terminal import TrainingError, UnfinishedError
 from timm_csg.model import is_differentiated
 from timm_csg.recipes import Recipe
 
 _logger = logging.getLogger(__name__)
 
 
-def train(
-    settings: TrainSettings, output: Path, *, console: Console | None = None, quiet: bool = True
-) -> dict[str, Any]:
+def train(settings: TrainSettings, output: Path, *, console: Console | None = None) -> dict[str, Any]:
     """Train every recipe of the settings and measure them; what ``timm-csg train`` calls.
 
     A run that is already in the folder is resumed: finished epochs are not repeated.
@@ -41,8 +38,7 @@ def train(
     Args:
         settings: What to do.
         output: Run folder.
-        console: For progress; None: the terminal.
-        quiet: No progress.
+        console: Where to show progress; None: nowhere.
 
     Returns:
         The metrics by recipe, as in ``metrics.json``.
@@ -55,10 +51,9 @@ def train(
     given, settings = settings, settings.resolved()
     recipes = chosen_recipes(settings)
     check_knobs(given, recipes)
-    console = make_console() if console is None else console
     run = RunFolder(output)
     with joined(settings.device) as processes, run.claimed() if processes.is_first else nullcontext():
-        return _train(settings, recipes, run, processes, console, quiet=quiet)
+        return _train(settings, recipes, run, processes, console)
 
 
 def _train(
@@ -66,9 +61,7 @@ def _train(
     recipes: dict[str, Recipe | None],
     run: RunFolder,
     processes: Processes,
-    console: Console,
-    *,
-    quiet: bool,
+    console: Console | None,
 ) -> dict[str, Any]:
     tool = EpochLog(settings.log if processes.is_first else None, run.path, asdict(settings))
     if processes.is_first:
@@ -82,7 +75,7 @@ def _train(
     steps_per_epoch = len(data.train)
     finished = _Finished(run, data)
     steps = len(recipes) * settings.epochs * steps_per_epoch
-    with LiveDisplay(console, list(recipes), steps, quiet=quiet) as display, tool:
+    with LiveDisplay(console, list(recipes), steps) as display, tool:
         shared = f", {processes.count} processes" if processes.count > 1 else ""
         epochs = f"{settings.epochs} epoch{'s' * (settings.epochs > 1)} each"
         display.say(f"run folder: {run}")

@@ -159,6 +159,7 @@ def choose(names: Sequence[str] | None, options: Mapping[str, Any]) -> dict[str,
         ({'gate': ['gate_density']}, ['gate', 'localisation'])
     """
     _check(options)
+    given = {name for name, value in options.items() if value} | ({"filters"} if options.get("encoder") else set())
     groups_of = {number.key: number.group for number in NUMBERS} | {name: name for name in GROUPS}
     if isinstance(names, str):
         raise TypeError(f"groups must be a list of names, [{names!r}], but is a string.")
@@ -169,9 +170,9 @@ def choose(names: Sequence[str] | None, options: Mapping[str, Any]) -> dict[str,
             listed = ", ".join(GROUPS)
             raise ValueError(f"there is no group of metrics {name!r}; there are {listed}.{nearest(name, groups_of)}")
         needs = GROUPS[groups_of[name]].needs
-        if needs and not options.get(needs):
+        if needs and needs not in given:
             raise ValueError(f"the metrics {name!r} need --{needs}, in Python {needs}=...")
-    on = {name for name, group in GROUPS.items() if (options.get(group.needs) if group.needs else names is None)}
+    on = {name for name, group in GROUPS.items() if (group.needs in given if group.needs else names is None)}
     on |= set(names or ())
     found: dict[str, list[str]] = {}
     for number in sorted(NUMBERS, key=lambda number: list(GROUPS).index(number.group)):

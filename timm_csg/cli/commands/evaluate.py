@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 
-from timm_csg.cli.options import CHECKPOINT, add_checkpoint_arguments, given_options, names, path
-from timm_csg.cli.settings import DATA_OPTIONS
+from timm_csg.cli.options import CHECKPOINT, add_settings, given_options, names, path
+from timm_csg.cli.settings import DATA_OPTIONS, flag
 from timm_csg.cli.terminal import Stopped, make_console
 
 SUMMARY = "measure trained models side by side on the same images"
 DESCRIPTION = """Measure models side by side on the same images: accuracy, mutual information, gates, ablation,
 similarity; with a file of landmarks or boxes, or attacks to try, also parts, localisation, robustness."""
-
-
-_DEFAULTS = {"eps": [2.0, 8.0], "attack_images": 500, "explanation_images": 200}
+_MEASURED = ("landmarks", "boxes", "attacks", "eps", "attack_images", "filters", "encoder")
 
 
 def epilog() -> str:
@@ -26,12 +24,7 @@ def epilog() -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument(
-        "checkpoints",
-        nargs="+",
-        metavar="CHECKPOINT",
-        help=CHECKPOINT,
-    )
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help=CHECKPOINT)
     parser.add_argument("--output", type=path, help="folder for the results (default: runs/evaluate-DATA-NUMBER)")
     parser.add_argument("--metrics", type=names, metavar="A,B", help="groups of metrics, see below")
     parser.add_argument(
@@ -39,33 +32,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--boxes", type=path, metavar="FILE", help="object boxes, CSV or JSON: adds 'localisation'")
     parser.add_argument("--attacks", type=names, default=[], metavar="A,B", help="fgsm, pgd: adds 'adversarial', slow")
+    left_out = argparse.SUPPRESS  # then there is no value: what they are for is not measured, or measure decides
     parser.add_argument(
-        "--eps", type=_numbers, default=_DEFAULTS["eps"], metavar="A,B", help="attack strengths of 255 (2,8)"
+        "--eps", type=_numbers, default=left_out, metavar="A,B", help="attack strengths, grey levels of 255 (2,8)"
     )
     parser.add_argument(
-        "--attack-images", type=int, default=_DEFAULTS["attack_images"], help="images that are attacked (default: 500)"
+        "--attack-images", type=int, default=left_out, metavar="N", help="images that are attacked (default: 500)"
     )
     parser.add_argument("--explanations", action="store_true", help="judge explanation maps, with --boxes in boxes too")
     parser.add_argument(
-        "--explanation-images",
-        type=int,
-        default=_DEFAULTS["explanation_images"],
-        metavar="N",
-        help="on so many images (200)",
+        "--explanation-images", type=int, default=left_out, metavar="N", help="images they are judged on (default: 200)"
     )
     parser.add_argument("--filters", action="store_true", help="judge filters, beside the values of shuffled labels")
     parser.add_argument("--encoder", metavar="NAME", help="timm model for MonoScore; with --filters")
     parser.add_argument("--seed", type=int, default=0, help="seed of estimates, splits and attacks (default: 0)")
     parser.add_argument("--csv", action="store_true", help="also write the full gate and mutual information, as CSV")
     parser.add_argument("--json", action="store_true", help="print metrics.json instead of the table")
-    add_checkpoint_arguments(parser)
+    add_settings(parser, only=DATA_OPTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table, and say where the files are."""
-    from timm_csg.cli.comparison import comparison
+    from timm_csg.cli.comparison import comparison, explanations_table
     from timm_csg.cli.evaluate import evaluate, short_name
-    from timm_csg.cli.judges import explanations_table
     from timm_csg.cli.runs import free_folder, gone_if_empty
 
     _check_knobs(args)
@@ -78,20 +67,12 @@ def run(args: argparse.Namespace) -> int:
             results = evaluate(
                 args.checkpoints,
                 groups=args.metrics,
-                landmarks=args.landmarks,
-                boxes=args.boxes,
-                attacks=args.attacks,
-                eps=args.eps,
-                attack_images=args.attack_images,
                 explanations=_pictures(args),
-                filters=args.filters,
-                encoder=args.encoder,
                 output=output,
                 csv=args.csv,
-                plugins=args.plugin,
                 seed=args.seed,
-                console=console,
-                quiet=args.quiet or args.json,
+                console=None if args.quiet or args.json else console,
+                **given_options(args, _MEASURED),
                 **data_options,
             )
     except KeyboardInterrupt as stop:
@@ -109,9 +90,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _pictures(args: argparse.Namespace) -> int:
     """On how many images maps are judged."""
-    if args.explanation_images < 1:
-        raise ValueError(f"--explanation-images must be at least 1, but is {args.explanation_images}.")
-    return args.explanation_images if args.explanations else 0
+    images = getattr(args, "explanation_images", 200)
+    if images < 1:
+        raise ValueError(f"--explanation-images must be at least 1, but is {images}.")
+    return images if args.explanations else 0
 
 
 def _numbers(text: str) -> list[float]:
@@ -125,6 +107,5 @@ def _check_knobs(args: argparse.Namespace) -> None:
     """Refuse options without an effect, as ``timm-csg train`` does."""
     rules = (("attacks", "eps"), ("attacks", "attack_images"), ("explanations", "explanation_images"))
     for needs, name in rules:
-        if not getattr(args, needs) and getattr(args, name) != _DEFAULTS[name]:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} would have no effect here; add --{needs}.")
+        if hasattr(args, name) and not getattr(args, needs):
+            raise ValueError(f"{flag(name)} would have no effect here; add {flag(needs)}.")

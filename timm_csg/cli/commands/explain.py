@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from timm_csg.cli.options import CHECKPOINT, add_checkpoint_arguments, given_options, names, path
+from timm_csg.cli.options import CHECKPOINT, add_settings, given_options, names, path
 from timm_csg.cli.settings import IMAGE_OPTIONS
 from timm_csg.cli.terminal import make_console, say
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top", type=int, default=5, help="filters for each image (default: 5)")
     parser.add_argument("--output", type=path, default=Path("explained"), help="folder for the pictures (explained)")
-    add_checkpoint_arguments(parser, IMAGE_OPTIONS)
+    add_settings(parser, only=IMAGE_OPTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
         against=args.against,
         top=args.top,
         output=args.output,
-        plugins=args.plugin,
         progress=tell,
         **given_options(args, IMAGE_OPTIONS),
     )

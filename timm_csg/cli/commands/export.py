@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from timm_csg.cli.options import add_checkpoint_arguments, given_options, names, path
+from timm_csg.cli.options import add_settings, given_options, names, path
 from timm_csg.cli.terminal import make_console
 
 SUMMARY = "write one ONNX file: logits, evidence of every class by its own filters, a heat map, responses"
@@ -29,20 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"which outputs the file has (default: {','.join(OUTPUTS)})",
     )
     parser.add_argument("--grid", action="store_true", help="leave maps as small as the last stage, do not up-sample")
-    add_checkpoint_arguments(parser, ("img_size",))
+    add_settings(parser, only=["img_size"])
 
 
 def run(args: argparse.Namespace) -> int:
     """Export, and say what the file holds."""
-    from timm_csg.cli.export import export
+    from timm_csg.cli.checkpoint_data import load_with_input
+    from timm_csg.export import export_onnx
 
-    exported = export(
-        args.checkpoint,
-        args.output,
-        outputs=args.outputs,
-        upsample=not args.grid,
-        plugins=args.plugin,
-        **given_options(args, ("img_size",)),
+    given = given_options(args, ["img_size"])
+    model, preprocessing, _ = load_with_input(args.checkpoint, {"device": "cpu", **given})
+    exported = export_onnx(
+        model, args.output, outputs=args.outputs, upsample=not args.grid, preprocessing=preprocessing
     )
     size = exported.path.stat().st_size / 1e6
     make_console().print(f"{exported.path} ({size:.1f} MB): {', '.join(exported.outputs)}", soft_wrap=True)

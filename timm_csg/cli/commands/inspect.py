@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 
-from timm_csg.cli.options import add_plugin_argument
 from timm_csg.cli.terminal import make_console
 
 SUMMARY = "show what this package finds in a model: last stage, head, mechanisms, explanations, owners of filters"
@@ -16,7 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("model", nargs="+", help="timm model name, checkpoint folder, or Hub repository user/name")
     parser.add_argument("--json", action="store_true", help="print JSON: one object, or a list of several")
-    add_plugin_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     console = make_console()
     found = []
     for name in args.model:
-        found.append(inspect(name, plugins=args.plugin))
+        found.append(inspect(name))
         if not args.json:
             console.print(inspection_view(found[-1]), "")
     if args.json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from timm_csg.cli.options import CHECKPOINT, add_checkpoint_arguments, given_options, path
+from timm_csg.cli.options import CHECKPOINT, add_settings, given_options, path
 from timm_csg.cli.settings import DATA_OPTIONS
 from timm_csg.cli.terminal import make_console
 
@@ -14,11 +14,7 @@ DESCRIPTION = "Write one HTML file that shows what a model's filters have learne
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help=CHECKPOINT,
-    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
     parser.add_argument("--output", type=path, default=path("report.html"), help="the file to write (report.html)")
     parser.add_argument(
         "--reference",
@@ -26,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="model to compare the numbers with (default: the standard model of the run)",
     )
     parser.add_argument("--title", help="title of the report")
-    add_checkpoint_arguments(parser)
+    add_settings(parser, only=DATA_OPTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,9 +35,7 @@ def run(args: argparse.Namespace) -> int:
         reference=args.reference,
         output=args.output,
         title=args.title,
-        plugins=args.plugin,
-        console=console,
-        quiet=args.quiet,
+        console=None if args.quiet else console,
         **given_options(args, DATA_OPTIONS),
     )
     size = file.stat().st_size / 1e6

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields, replace
 from pathlib import Path
 
-from timm_csg.cli.options import add_plugin_argument, add_settings, given_options, path
+from timm_csg.cli.options import add_settings, given_options, path
 from timm_csg.cli.settings import MACHINE_OPTIONS, STANDARD, TrainSettings, flag
 from timm_csg.cli.terminal import Stopped, UnfinishedError, make_console
 
@@ -29,24 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", type=path, metavar="FOLDER", help="resume an interrupted run with its saved settings"
     )
-    add_plugin_argument(parser)
     add_settings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, print the table and the run folder."""
-    from timm_csg.cli.checkpoints import import_plugins
-    from timm_csg.cli.display import result_table, verdicts
-    from timm_csg.cli.rates import intervals
+    from timm_csg.cli.display import intervals, result_table, verdicts
     from timm_csg.cli.runs import gone_if_empty
     from timm_csg.cli.train import train
 
-    import_plugins(args.plugin)
     console = make_console()
     settings, output = _settings_and_output(args)
     try:
         with gone_if_empty(output, is_ours=args.output is None):
-            results = train(settings, output, console=console, quiet=args.quiet)
+            results = train(settings, output, console=None if args.quiet else console)
     except KeyboardInterrupt as stop:
         raise _stopped(stop, output) from None
     except UnfinishedError as error:
