@@ -6,14 +6,11 @@ import importlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 _logger = logging.getLogger(__name__)
-CSV, TENSORBOARD, WANDB = "csv", "tensorboard", "wandb"
-LOGS = (TENSORBOARD, WANDB, CSV)
-_PROJECT = "timm_csg"
-Sink = Callable[[Mapping[str, float], int], None]
+Log = Callable[[Mapping[str, float], int], None]
+Close = Callable[[], None]
 
 
 class EpochLog:
@@ -22,7 +19,7 @@ class EpochLog:
     ``log.csv`` is written in any case, so ``"csv"`` adds nothing. A context manager; leaving it closes what is open.
 
     Args:
-        kind: One of ``LOGS``, or None.
+        kind: ``"tensorboard"``, ``"wandb"``, ``"csv"`` or None.
         folder: The run folder: TensorBoard's files go into ``folder/tensorboard/<recipe>``, wandb's into its own.
         config: The settings of the run, for wandb.
 
@@ -31,19 +28,18 @@ class EpochLog:
     """
 
     def __init__(self, kind: str | None, folder: Path, config: Mapping[str, Any]) -> None:
-        self.folder, self.config = folder, dict(config)
-        self._open = {TENSORBOARD: self._tensorboard, WANDB: self._wandb}.get(kind or CSV)
-        self._module = _import(kind) if self._open is not None and kind is not None else None
+        self.folder, self.config = folder, config
+        self._begin = None if kind in (None, "csv") else {"tensorboard": _tensorboard, "wandb": _wandb}[kind]
+        if self._begin is not None:
+            _check_installed(kind)
         self._recipe: str | None = None
-        self._sink: Sink | None = None
-        self._close: Callable[[], None] = _nothing
+        self._log: Log = _nothing
+        self._close: Close = _nothing
 
     def __enter__(self) -> EpochLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
             self._close()
         except Exception as problem:  # as in epoch(); an error of the training goes on its way
@@ -51,58 +47,52 @@ class EpochLog:
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Log a line of ``log.csv``: its numbers, at its epoch, counted from 1 as the tools do."""
-        if self._open is None:
+        if self._begin is None:
             return
         try:
-            self._pass_on(row, self._open)
+            if row["recipe"] != self._recipe:
+                self._close()
+                self._recipe = row["recipe"]
+                self._log, self._close = self._begin(self.folder, row["recipe"], self.config)
+            numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "epoch"}
+            self._log(numbers, row["epoch"] + 1)
         except Exception as error:  # of the tool: network, disk, account; the training must not be lost to it
             _logger.warning("--log no longer works (%s: %s); log.csv goes on", type(error).__name__, error)
-            self._open, self._close = None, _nothing
-
-    def _pass_on(self, row: Mapping[str, Any], begin: Callable[[str], tuple[Sink, Callable[[], None]]]) -> None:
-        if row["recipe"] != self._recipe:
-            self._close()
-            self._recipe = row["recipe"]
-            self._sink, self._close = begin(str(row["recipe"]))
-        numbers = {
-            name: float(value)
-            for name, value in row.items()
-            if name != "epoch" and isinstance(value, (int, float)) and not isinstance(value, bool)
-        }
-        if self._sink is not None:
-            self._sink(numbers, int(row["epoch"]) + 1)
-
-    def _tensorboard(self, recipe: str) -> tuple[Sink, Callable[[], None]]:
-        writer: Any = self._module.SummaryWriter(str(self.folder / TENSORBOARD / recipe))  # type: ignore[union-attr]
-
-        def log(numbers: Mapping[str, float], step: int) -> None:
-            for name, value in numbers.items():
-                writer.add_scalar(name, value, step)
-            writer.flush()
-
-        return log, writer.close
-
-    def _wandb(self, recipe: str) -> tuple[Sink, Callable[[], None]]:
-        run: Any = self._module.init(  # type: ignore[union-attr]
-            project=_PROJECT,
-            group=self.folder.name,
-            name=f"{self.folder.name} {recipe}",
-            dir=str(self.folder),
-            config=self.config | {"recipe": recipe},
-        )
-
-        def log(numbers: Mapping[str, float], step: int) -> None:
-            run.log(dict(numbers), step=step)
-
-        return log, run.finish
+            self._begin, self._close = None, _nothing
 
 
-def _nothing() -> None:
-    """There is nothing to close."""
+def _nothing(*_: object) -> None:
+    """There is nothing to log to or to close."""
 
 
-def _import(kind: str) -> Any:
+def _tensorboard(folder: Path, recipe: str, config: Mapping[str, Any]) -> tuple[Log, Close]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter(str(folder / "tensorboard" / recipe))
+
+    def log(numbers: Mapping[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return log, writer.close
+
+
+def _wandb(folder: Path, recipe: str, config: Mapping[str, Any]) -> tuple[Log, Close]:
+    import wandb
+
+    run: Any = wandb.init(
+        project="timm_csg",
+        group=folder.name,
+        name=f"{folder.name} {recipe}",
+        dir=str(folder),
+        config={**config, "recipe": recipe},
+    )
+    return lambda numbers, step: run.log(numbers, step=step), run.finish
+
+
+def _check_installed(kind: str | None) -> None:
     try:
-        return importlib.import_module({TENSORBOARD: "torch.utils.tensorboard", WANDB: "wandb"}[kind])
+        importlib.import_module("torch.utils.tensorboard" if kind == "tensorboard" else str(kind))
     except ImportError as error:
         raise ImportError(f"--log {kind} needs its package: pip install {kind}; log.csv is written anyway.") from error
