@@ -86,11 +86,11 @@ def test_file_that_is_no_image_is_named(content, pictures):
 
 
 def test_state_survives_an_image_damaged_on_the_way(pictures, tmp_path, monkeypatch):
-    def interrupt(self, row):
+    def interrupt(self, training, row):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module._Logged, "epoch", interrupt)
+        patch.setattr(train_module._Run, "_epoch", interrupt)
         assert train(pictures, tmp_path / "out", epochs=2) == 130
     state = tmp_path / "out" / "assigned" / "state.pt"
     before, image = state.read_bytes(), (pictures / "val" / "a" / "0.png").read_bytes()

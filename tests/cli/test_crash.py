@@ -150,8 +150,8 @@ def test_read_only_folder_is_named(run, tmp_path, capsys):
 def test_weights_that_are_not_finite_do_not_replace_a_state_that_is(run, tmp_path, monkeypatch, capsys):
     plain = Training._train_epoch
 
-    def spoil_second_epoch(self, loader, display):
-        row = plain(self, loader, display)
+    def spoil_second_epoch(self, loader, batch_done):
+        row = plain(self, loader, batch_done)
         if self.epochs_done == 1:
             with torch.no_grad():
                 self.model.fc.bias.fill_(float("nan"))

@@ -100,12 +100,12 @@ def test_resuming_a_finished_run_changes_no_weight(finished):
 
 
 def test_interrupted_run_resumes_to_the_same_weights(finished, tmp_path, monkeypatch, capsys):
-    def interrupt(self, row):
+    def interrupt(self, training, row):
         raise KeyboardInterrupt
 
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(train_module._Logged, "epoch", interrupt)
+        patch.setattr(train_module._Run, "_epoch", interrupt)
         assert run(output) == 130
     assert f"--resume {output}" in capsys.readouterr().err.replace("\n", "")
     assert timm_csg.from_pretrained(output / "model").num_classes == 10  # usable as it is
@@ -238,7 +238,7 @@ def test_loss_that_is_not_finite_stops_with_the_last_epoch_on_disk(tmp_path, mon
 def test_training_set_smaller_than_a_batch_is_refused(tmp_path):
     settings = TrainSettings(recipe=["paper"], img_size=16, device="cpu").resolved()
     with pytest.raises(TrainingError, match="lower --batch-size"):
-        Training("paper", RECIPES["paper"], settings, 10, 1, tmp_path / "state.pt", Processes()).run([], [], None)
+        Training("paper", RECIPES["paper"], settings, 10, 1, tmp_path / "state.pt", Processes()).run([], [], None, None)
 
 
 def test_settings_survive_json():

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, random_seed
@@ -32,16 +33,6 @@ from timm_csg.schedule import Joint
 from timm_csg.training import TrainingMixin
 
 _logger = logging.getLogger(__name__)
-
-
-class Display(Protocol):
-    """What a training reports while it runs."""
-
-    def batch(self, path: str) -> None:
-        """A training batch is done."""
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        """An epoch is done and on disk; ``row`` is its line of the log."""
 
 
 def _average(model: nn.Module, settings: TrainSettings) -> ModelEmaV3 | None:
@@ -125,13 +116,20 @@ class Training(TrainingMixin):
                 self.ema.set(self.model)
             self.epochs_done = self.settings.epochs
 
-    def run(self, train: Loader, validation: Loader, display: Display) -> None:
+    def run(
+        self,
+        train: Loader,
+        validation: Loader,
+        batch_done: Callable[[str], None],
+        epoch_done: Callable[[dict[str, Any]], None],
+    ) -> None:
         """Train the epochs that are left; after each one the state is on disk.
 
         Args:
             train: Shuffled batches.
             validation: This process's share of the validation images.
-            display: Told of every batch and epoch.
+            batch_done: Called after every batch with the path that it took.
+            epoch_done: Called after every epoch, in the first process, with its line of the log.
 
         Raises:
             TrainingError: If the loss or a weight is not finite any more, or the state cannot be written.
@@ -140,7 +138,7 @@ class Training(TrainingMixin):
             epoch = self.epochs_done
             self._begin(epoch, train)
             start = time.perf_counter()
-            row = {"recipe": self.name, "epoch": epoch, "path": self._path(), **self._train_epoch(train, display)}
+            row = {"recipe": self.name, "epoch": epoch, "path": self._path(), **self._train_epoch(train, batch_done)}
             self._check_weights(epoch)
             row |= self._evaluate(validation) | {"seconds": round(time.perf_counter() - start, 2)}
             self.history.append(row)
@@ -148,7 +146,7 @@ class Training(TrainingMixin):
             if self.processes.is_first:
                 with writing(self.state_file.parent):
                     self._save()
-                display.epoch(row)
+                epoch_done(row)
 
     def _begin(self, epoch: int, loader: Loader) -> None:
         """Seeds that depend on the epoch only, so that it can be repeated; augmentation differs between processes."""
@@ -161,7 +159,7 @@ class Training(TrainingMixin):
     def _path(self) -> str:
         return self.path if is_differentiated(self.model) else STANDARD
 
-    def _train_epoch(self, loader: Loader, display: Display) -> dict[str, float]:
+    def _train_epoch(self, loader: Loader, batch_done: Callable[[str], None]) -> dict[str, float]:
         hold_frozen(self.model.train())
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
@@ -181,7 +179,7 @@ class Training(TrainingMixin):
                     counts[name] = counts.get(name, 0) + 1
             for scheduler in self.schedulers:
                 scheduler.step_update(updates + index + 1)
-            display.batch(path)
+            batch_done(path)
         totals = self.processes.sum([float(total) for total in sums.values()])
         means = {name: total / counts[name] / self.processes.count for name, total in zip(sums, totals, strict=True)}
         if not means:

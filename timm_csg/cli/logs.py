@@ -54,7 +54,9 @@ class EpochLog:
                 self._close()
                 self._recipe = row["recipe"]
                 self._log, self._close = self._begin(self.folder, row["recipe"], self.config)
-            numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "epoch"}
+            numbers = {
+                name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "epoch"
+            }
             self._log(numbers, row["epoch"] + 1)
         except Exception as error:  # of the tool: network, disk, account; the training must not be lost to it
             _logger.warning("--log no longer works (%s: %s); log.csv goes on", type(error).__name__, error)

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from timm_csg.cli.build import check_knobs, check_model, chosen_recipes, data_config
@@ -51,104 +51,122 @@ def train(settings: TrainSettings, output: Path, *, console: Console | None = No
     given, settings = settings, settings.resolved()
     recipes = chosen_recipes(settings)
     check_knobs(given, recipes)
-    run = RunFolder(output)
-    with joined(settings.device) as processes, run.claimed() if processes.is_first else nullcontext():
-        return _train(settings, recipes, run, processes, console)
+    folder = RunFolder(output)
+    with joined(settings.device) as processes, folder.claimed() if processes.is_first else nullcontext():
+        tool = EpochLog(settings.log if processes.is_first else None, folder.path, asdict(settings))
+        data, settings = _prepare(settings, recipes, folder, processes)
+        steps = len(recipes) * settings.epochs * len(data.train)
+        with LiveDisplay(console, list(recipes), steps) as display, tool:
+            run = _Run(folder, settings, data, processes, display, tool)
+            for name, recipe in recipes.items():
+                run.train(name, recipe)
+            run.report()
+        return run.results()
 
 
-def _train(
-    settings: TrainSettings,
-    recipes: dict[str, Recipe | None],
-    run: RunFolder,
-    processes: Processes,
-    console: Console | None,
-) -> dict[str, Any]:
-    tool = EpochLog(settings.log if processes.is_first else None, run.path, asdict(settings))
+def _prepare(
+    settings: TrainSettings, recipes: dict[str, Recipe | None], folder: RunFolder, processes: Processes
+) -> tuple[Data, TrainSettings]:
+    """The data, and the settings with what it decides; nothing is written before all of it is known to work."""
     if processes.is_first:
-        run.check(settings)
+        folder.check(settings)
     data = load_data(settings, data_config(settings), processes)
     settings = settings.with_epochs(len(data.train))
     for recipe in recipes.values():
         check_model(settings, data.num_classes, recipe)
     if processes.is_first:
-        run.prepare(settings)
-    steps_per_epoch = len(data.train)
-    finished = _Finished(run, data)
-    steps = len(recipes) * settings.epochs * steps_per_epoch
-    with LiveDisplay(console, list(recipes), steps) as display, tool:
-        shared = f", {processes.count} processes" if processes.count > 1 else ""
-        epochs = f"{settings.epochs} epoch{'s' * (settings.epochs > 1)} each"
-        display.say(f"run folder: {run}")
-        display.say(f"{data.description}; {settings.model}, {epochs}{shared}")
-        for name, recipe in recipes.items():
-            training = Training(
-                name, recipe, settings, data.num_classes, steps_per_epoch, run.state_of(name), processes
-            )
-            display.start(name, settings.epochs, training.history, steps_per_epoch)
-            try:
-                training.assign(data.own_plain_train)
-                training.run(data.train, data.own_validation, _Logged(display, finished, training, tool))
-            except KeyboardInterrupt:
-                if processes.count == 1:  # of several, some may be in the middle of a step that the others wait for
-                    finished.save_interrupted(training)
-                raise
-            if processes.is_first:
-                display.note(f"measuring {name}")
-                finished.add(training)
-            processes.wait_for_first(f"measured {name}")
-        if processes.is_first:
-            display.note("writing the report")
-            finished.report(settings, processes.device)
-        processes.wait_for_first("wrote the report")
-    return finished.results()
+        folder.prepare(settings)
+    return data, settings
 
 
-class _Finished:
-    """Trainings that have ended: the model is saved first, so that no later failure loses it."""
+class _Run:
+    """The trainings of a run, one after another; each model is saved first, so that no later failure loses it."""
 
-    def __init__(self, run: RunFolder, data: Data) -> None:
-        self.run, self.data = run, data
+    def __init__(
+        self,
+        folder: RunFolder,
+        settings: TrainSettings,
+        data: Data,
+        processes: Processes,
+        display: LiveDisplay,
+        tool: EpochLog,
+    ) -> None:
+        self.folder, self.settings, self.data, self.processes = folder, settings, data, processes
+        self.display, self.tool = display, tool
         self.log: list[dict[str, Any]] = []
         self.measured: dict[str, Any] = {}
         self.failures: list[str] = []
+        shared = f", {processes.count} processes" if processes.count > 1 else ""
+        epochs = f"{settings.epochs} epoch{'s' * (settings.epochs > 1)} each"
+        display.say(f"run folder: {folder}")
+        display.say(f"{data.description}; {settings.model}, {epochs}{shared}")
 
-    def add(self, training: Training) -> None:
-        """Save, measure and draw one."""
-        run, name = self.run, training.name
+    def train(self, name: str, recipe: Recipe | None) -> None:
+        """Train a recipe, or what is left of its epochs; then save and measure the model."""
+        data, steps = self.data, len(self.data.train)
+        training = Training(
+            name, recipe, self.settings, data.num_classes, steps, self.folder.state_of(name), self.processes
+        )
+        self.display.start(name, self.settings.epochs, training.history, steps)
+        try:
+            training.assign(data.own_plain_train)
+            training.run(data.train, data.own_validation, self.display.batch, partial(self._epoch, training))
+        except KeyboardInterrupt:
+            if self.processes.count == 1:  # of several, some may be in the middle of a step that the others wait for
+                self._save_interrupted(training)
+            raise
+        if self.processes.is_first:
+            self.display.note(f"measuring {name}")
+            self._finish(training)
+        self.processes.wait_for_first(f"measured {name}")
+
+    def _epoch(self, training: Training, row: dict[str, Any]) -> None:
+        """An epoch is done and its state on disk."""
+        with writing(self.folder.path):
+            write_log([*self.log, *training.history], self.folder.log)
+        self.tool.epoch(row)
+        self.display.epoch(row)
+
+    def _finish(self, training: Training) -> None:
+        """Save, measure and draw."""
+        folder, name = self.folder, training.name
         self.log += training.history
-        with writing(run.path):
-            write_log(self.log, run.log)
+        with writing(folder.path):
+            write_log(self.log, folder.log)
             self._save(training)
-        with self._guarded(f"{name} could not be measured; try again: timm-csg train --resume {run}"):
+        with self._guarded(f"{name} could not be measured; try again: timm-csg train --resume {folder}"):
             standard = self.measured.get(STANDARD, {}).get("accuracy")
             found = measure_training(training, self.data, standard)
-            with writing(run.path):
+            with writing(folder.path):
                 self.measured[name] = found.numbers
-                write_json(self.measured, run.metrics)
+                write_json(self.measured, folder.metrics)
             with self._guarded(f"the figures of {name} could not be drawn"):
                 title = f"{name} ({found.numbers['model']}, {found.numbers['data']})"
-                write_figures(found, self.data.class_names, name, title, run.figures)
-            with writing(run.path):
+                write_figures(found, self.data.class_names, name, title, folder.figures)
+            with writing(folder.path):
                 self._save(training, found.numbers)
 
     def _save(self, training: Training, measured: dict[str, Any] | None = None) -> None:
         """The recipe's model, and the run's own: that of its last differentiated recipe."""
         about: dict[str, Any] = {"class_names": self.data.class_names, "preprocessing": self.data.preprocessing}
-        folders = [self.run.model_of(training.name), self.run.model]
-        for folder in folders if is_differentiated(training.eval_model) else folders[:1]:
-            training.save_model(folder, measured, self.run.gate_figure(training.name), **about)
+        places = [self.folder.model_of(training.name), self.folder.model]
+        for place in places if is_differentiated(training.eval_model) else places[:1]:
+            training.save_model(place, measured, self.folder.gate_figure(training.name), **about)
 
-    def save_interrupted(self, training: Training) -> None:
+    def _save_interrupted(self, training: Training) -> None:
         """The models of an interrupted training, usable as they are; the state to resume from is on disk already."""
         try:
             self._save(training)
         except (ValueError, OSError) as error:
             _logger.warning("the interrupted model is not saved: %s", error)
 
-    def report(self, settings: TrainSettings, device: torch.device) -> None:
-        """The report of the run."""
-        with self._guarded(f"the report could not be written; try again: timm-csg report {self.run}"):
-            report_of_run(self.run, settings, self.data, device)
+    def report(self) -> None:
+        """Write the report of the run."""
+        if self.processes.is_first:
+            self.display.note("writing the report")
+            with self._guarded(f"the report could not be written; try again: timm-csg report {self.folder}"):
+                report_of_run(self.folder, self.settings, self.data, self.processes.device)
+        self.processes.wait_for_first("wrote the report")
 
     @contextmanager
     def _guarded(self, failure: str) -> Iterator[None]:
@@ -167,23 +185,9 @@ class _Finished:
             UnfinishedError: If something failed after a model was saved.
         """
         if self.failures:
-            raise UnfinishedError(f"the models are saved in {self.run}, but {'; '.join(self.failures)}.", self.measured)
+            failed = "; ".join(self.failures)
+            raise UnfinishedError(f"the models are saved in {self.folder}, but {failed}.", self.measured)
         return self.measured
-
-
-class _Logged:
-    """Passes on to the display and to the tool of ``--log``, and rewrites log.csv after every epoch."""
-
-    def __init__(self, display: LiveDisplay, finished: _Finished, training: Training, tool: EpochLog) -> None:
-        self.batch, self.display, self.finished, self.training = display.batch, display, finished, training
-        self.tool = tool
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        run = self.finished.run
-        with writing(run.path):
-            write_log([*self.finished.log, *self.training.history], run.log)
-        self.tool.epoch(row)
-        self.display.epoch(row)
 
 
 def default_output(settings: TrainSettings) -> Path:
