@@ -92,7 +92,7 @@ def test_file_that_is_no_picture_is_named(checkpoint, tmp_path, capsys):
 
 def test_two_classes_are_set_against_each_other(checkpoint, picture, tmp_path, capsys):
     found = explain([picture], checkpoint, output=None, img_size=64, target=2, against="1", top=3)[0]
-    outcome = found.versus.contrast
+    outcome = found.versus
     assert (found.answer, outcome.classes, outcome.filters.shape) == ("2", (2, 1), (1, 3))
     assert float(outcome.contribution.sum() + outcome.constant[0]) == pytest.approx(float(outcome.difference[0]))
     command = ["explain", str(picture), "--checkpoint", checkpoint, "--img-size", "64", "--output", str(tmp_path / "o")]
@@ -106,5 +106,5 @@ def test_two_classes_are_set_against_each_other(checkpoint, picture, tmp_path, c
 def test_class_against_itself_is_set_against_the_most_probable_other(checkpoint, picture):
     why = explain([picture], checkpoint, output=None, img_size=64)[0].why
     found = explain([picture], checkpoint, output=None, img_size=64, against=why.predicted)[0]
-    assert found.versus.contrast.classes[1] == why.predicted
-    assert found.versus.contrast.difference < 0
+    assert found.versus.classes[1] == why.predicted
+    assert found.versus.difference < 0

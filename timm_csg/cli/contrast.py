@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch.nn.functional as F
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -13,31 +12,9 @@ from torch import Tensor, nn
 
 from timm_csg.explain import Contrast, PredictionExplanation, contrast
 from timm_csg.pictures import shown
-from timm_csg.plots import contrast_figure
 
 
-class Versus(NamedTuple):
-    """One image between two classes.
-
-    Attributes:
-        contrast: What decides, of this image alone.
-        names: Of all classes.
-    """
-
-    contrast: Contrast
-    names: Sequence[str]
-
-    def figure(self, pictures: Tensor) -> Any:
-        """The contrast over a picture [1, 1 or 3, height, width] of any size, a matplotlib figure."""
-        maps = self.contrast.maps
-        if maps is not None:
-            maps = F.interpolate(maps.cpu(), size=pictures.shape[2:], mode="bilinear", align_corners=False)
-        return contrast_figure(pictures, self.contrast._replace(maps=maps), names=self.names)
-
-
-def versus_class(
-    model: nn.Module, image: Tensor, why: PredictionExplanation, against: int, names: Sequence[str], top: int
-) -> Versus:
+def versus_class(model: nn.Module, image: Tensor, why: PredictionExplanation, against: int, top: int) -> Contrast:
     """What decides between the explained class and another one.
 
     Args:
@@ -45,7 +22,6 @@ def versus_class(
         image: [1, channels, height, width].
         why: The class that is explained; where it is ``against`` itself, the most probable other class takes its place.
         against: The other class.
-        names: Of all classes.
         top: Filters, as many as there are at most.
     """
     one = why.target
@@ -53,7 +29,7 @@ def versus_class(
         logits: Any = model(image).detach()[0]
         logits[against] = -float("inf")
         one = int(logits.argmax())
-    return Versus(contrast(model, image, one, against, top=min(top, int(model.num_features))), names)  # type: ignore[arg-type]
+    return contrast(model, image, one, against, top=min(top, int(model.num_features)))  # type: ignore[arg-type]
 
 
 def contrast_table(found: Sequence[Any], title: str = "") -> Table:
@@ -69,15 +45,15 @@ def contrast_table(found: Sequence[Any], title: str = "") -> Table:
     for name in ("filter", "owner", "adds", "decides"):
         table.add_column(name, justify="right", no_wrap=name != "owner")
     for each in found:
-        outcome, names = each.versus.contrast, each.versus.names
+        outcome, name = each.versus, each.why.name
         added, deciding = outcome.contribution[0], outcome.deciding[0]
         filters = outcome.filters[0].tolist()
         for place, index in enumerate(filters):
             table.add_row(
                 Text(shown(each.image.name)) if place == 0 else "",
-                Text(" / ".join(names[label] for label in outcome.classes)) if place == 0 else "",
+                Text(" / ".join(map(name, outcome.classes))) if place == 0 else "",
                 str(index),
-                "–" if outcome.owner is None or outcome.owner[index] < 0 else Text(names[int(outcome.owner[index])]),
+                "–" if outcome.owner is None or outcome.owner[index] < 0 else Text(name(int(outcome.owner[index]))),
                 f"{float(added[index]):+.2f}",
                 "yes" if bool(deciding[index]) else "",
             )
@@ -91,7 +67,7 @@ def contrast_table(found: Sequence[Any], title: str = "") -> Table:
         "adds: to the difference of the two scores; above 0 it speaks for the first class.",
         "decides: the fewest filters without which the class that is ahead would not be.",
     ]
-    if any(not each.versus.contrast.exact for each in found):
+    if any(not each.versus.exact for each in found):
         notes.append("This model's head is not linear: what a filter adds is an estimate, gradient times response.")
     table.caption, table.caption_justify = "\n".join(notes), "left"
     return table

@@ -6,6 +6,8 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +23,15 @@ from timm_csg.checkpoint import replacing
 from timm_csg.cli.checkpoint_data import check_data_options, load_with_input
 from timm_csg.cli.classes import class_names, match_classes
 from timm_csg.cli.commands.explain import FILTERS, METHODS
-from timm_csg.cli.contrast import Versus, versus_class
+from timm_csg.cli.contrast import versus_class
 from timm_csg.cli.data import open_split
 from timm_csg.cli.preprocessing import read_input
 from timm_csg.cli.runs import folder_for_results
 from timm_csg.cli.settings import IMAGE_OPTIONS, TrainSettings
 from timm_csg.cli.spelling import check_choice, did_you_mean, file_stem
-from timm_csg.explain import PredictionExplanation
+from timm_csg.explain import Contrast, PredictionExplanation
 from timm_csg.pictures import ImageError, find_pictures, shown
-from timm_csg.plots import overlay
+from timm_csg.plots import contrast_figure, overlay
 from timm_csg.plots.reporting.pictures import displayable
 
 _logger = logging.getLogger(__name__)
@@ -41,17 +43,20 @@ class Explained(NamedTuple):
 
     Attributes:
         image: The file.
-        why: The filters behind the answer.
-        answer: Name of the explained class.
+        why: The filters behind the answer; it names the classes.
         pictures: The files that were written.
         versus: What decides between its class and another one that was named.
     """
 
     image: Path
     why: PredictionExplanation
-    answer: str
     pictures: list[Path]
-    versus: Versus | None = None
+    versus: Contrast | None = None
+
+    @property
+    def answer(self) -> str:
+        """Name of the explained class."""
+        return self.why.name(self.why.target if self.versus is None else self.versus.classes[0])
 
 
 def explain(
@@ -104,13 +109,15 @@ def explain(
 
     def one(path: Path) -> Explained:
         image = read_input(path, config).to(next(model.parameters()).device)
-        why = methods_module.explain_prediction(model, image, label, top=top)[0]
-        written = [] if pictures is None else pictures.draw(model, image, why, methods, path.stem)
-        versus = None if rival is None else versus_class(model, image, why, rival, names, top)
-        if pictures is not None and versus is not None:
-            written.append(pictures.draw_versus(model, image, versus, path.stem))
-        answer = why.target if versus is None else versus.contrast.classes[0]
-        return Explained(path, why, names[answer], written, versus)
+        why = replace(methods_module.explain_prediction(model, image, label, top=top)[0], class_names=names)
+        versus = None if rival is None else versus_class(model, image, why, rival, top)
+        if pictures is None:
+            return Explained(path, why, [], versus)
+        pixels, maps = _pixels(model, image), _maps(model, image, why, methods)
+        drawn: dict[str, Any] = {name: overlay(pixels, heat.cpu()).save for name, heat in maps.items()}
+        if versus is not None:
+            drawn["versus"] = partial(_contrast_figure(versus, pixels, names).savefig, dpi=150)
+        return Explained(path, why, pictures.save(drawn, path.stem), versus)
 
     with nullcontext() if output is None else folder_for_results(Path(output)):
         return _all_that_can_be_read(one, files, progress)
@@ -174,39 +181,25 @@ def _class_names(checkpoint: str, model: nn.Module, settings: TrainSettings | No
 
 
 class _Pictures:
-    """Writes the maps of one image after another, never two of them to one file."""
+    """Writes the pictures of one image after another, never two of them to one file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.taken: set[str] = set()  # in lower case, as some file systems have it
 
-    def draw(
-        self, model: nn.Module, image: Tensor, why: PredictionExplanation, methods: Sequence[str], stem: str
-    ) -> list[Path]:
-        """One picture for each map of an image; the files."""
-        maps = _maps(model, image, why, methods)
-        pixels = _pixels(model, image)
-        files = self._names(file_stem(stem), list(maps))
-        for path, heat in zip(files, maps.values(), strict=True):
-            with replacing(path) as temporary:
-                overlay(pixels, heat.cpu()).save(temporary, format="PNG")
-        return files
-
-    def draw_versus(self, model: nn.Module, image: Tensor, versus: Versus, stem: str) -> Path:
-        """The figure of two classes; the file."""
-        [path] = self._names(file_stem(stem), ["versus"])
-        with replacing(path) as temporary:
-            versus.figure(_pixels(model, image)[None]).savefig(temporary, format="png", dpi=150)
-        return path
-
-    def _names(self, stem: str, maps: Sequence[str]) -> list[Path]:
+    def save(self, drawn: dict[str, Callable[..., Any]], stem: str) -> list[Path]:
+        """Write pictures, each by a function that saves it, under names that end with its key; the files."""
+        stem = file_stem(stem)
         for number in itertools.count(1):
             numbered = stem if number == 1 else f"{stem}-{number}"
-            names = [f"{numbered}_{name}.png" for name in maps]
-            if not self.taken & {name.lower() for name in names}:
+            files = [self.folder / f"{numbered}_{name}.png" for name in drawn]
+            if not self.taken & {file.name.lower() for file in files}:
                 break
-        self.taken |= {name.lower() for name in names}
-        return [self.folder / name for name in names]
+        self.taken |= {file.name.lower() for file in files}
+        for file, save in zip(files, drawn.values(), strict=True):
+            with replacing(file) as temporary:
+                save(temporary, format="png")
+        return files
 
 
 def _maps(model: nn.Module, image: Tensor, why: PredictionExplanation, methods: Sequence[str]) -> dict[str, Tensor]:
@@ -218,6 +211,13 @@ def _maps(model: nn.Module, image: Tensor, why: PredictionExplanation, methods: 
             heat = getattr(methods_module, name)(model, image, why.target)[0]
             maps[name] = heat if heat.ndim == 2 else heat.abs().amax(dim=0)
     return maps
+
+
+def _contrast_figure(versus: Contrast, pixels: Tensor, names: Sequence[str]) -> Any:
+    maps = versus.maps
+    if maps is not None:
+        maps = F.interpolate(maps.cpu(), size=pixels.shape[1:], mode="bilinear", align_corners=False)
+    return contrast_figure(pixels[None], versus._replace(maps=maps), names=names)
 
 
 def _pixels(model: nn.Module, image: Tensor) -> Tensor:
