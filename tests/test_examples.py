@@ -250,6 +250,49 @@ def test_animal_parts_measures_and_draws(run_example, annotated):
     assert (tmp_path / "parts.png").stat().st_size > 10_000
 
 
+def test_released_code_trains_with_two_rates_and_localises(run_example, annotated):
+    common = ["--data", annotated, "--weights", "mobilenetv2_035", "--cache", annotated / "squares.pt"]
+    common += ["--classes", "dog", "cat", "--epochs", 12, "--batch-size", 18, "--gradmap-images", 1]
+    found = run_example("released_code", *common, "--output", annotated / "runs.jsonl")
+    assert [result["method"] for result in found] == ["standard", "two-rates", "released", "assigned"]
+    lines = (annotated / "runs.jsonl").read_text().splitlines()
+    assert [json.loads(line)["localisation"] for line in lines] == [result["localisation"] for result in found]
+    assert set(found[0]["localisation"]) == {"whole", "cam", "activmap", "activmap_positive", "gradmap"}
+    assert [result.get("density") for result in found[:2]] == [None, None]
+    assert found[3]["density"] == 0.5
+    first = torch.load(annotated / "squares.pt")["test_boxes"][0].tolist()
+    assert first == pytest.approx([0, 6 / 44 * 128, 128, 38 / 44 * 128], abs=1e-3)
+
+
+def test_squares_are_black_beyond_the_picture(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES / "experiments"))
+    cut_square = importlib.import_module("released_pictures").cut_square
+    picture = torch.full((3, 40, 100), 200, dtype=torch.uint8)
+    square, box = cut_square(picture, torch.tensor([10.0, 0.0, 74.0, 40.0]))
+    assert square.shape == (3, 128, 128)
+    assert box.tolist() == [0, 24, 128, 104]
+    assert square[:, :20].max() == 0
+    assert square[:, 28:100].min() == 200
+    assert square[:, 108:].max() == 0
+
+
+def test_train_speed_compares_with_a_script_of_timms_options(run_example, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys, time, pathlib\n"
+        "options = dict(zip(sys.argv[1::1], sys.argv[2::1]))\n"
+        "assert len(list(pathlib.Path(options['--data-dir'], 'train').rglob('*.jpg'))) == 8\n"
+        "time.sleep(0.2 * int(options['--epochs']))\n"
+    )
+    options = [script, "--pictures", 8, "--epochs", 3, "--rounds", 1, "--recipe"]
+    result = run_example("train_speed", *options)
+    assert list(sorted(result)) == ["timm", "timm again"]
+    assert result["timm"]["clock"] == result["timm"]["processor"] == 1
+    script.write_text("raise SystemExit('no such option')")
+    with pytest.raises(SystemExit, match="no such option"):
+        run_example("train_speed", *options)
+
+
 @pytest.mark.slow
 def test_cifar10_metrics_compares_checkpoints(run_example, cifar, tmp_path):
     run_example("cifar10", "--data", cifar, "--epochs", 1, "--batch-size", 20, "--output", tmp_path / "ours")
