@@ -326,6 +326,16 @@ def test_trains_with_amp_and_measures_half_precision_features(make_model, images
     assert model.mechanism(features).isfinite().all()  # outside autocast, as a measure of stored features does
 
 
+def test_part_loss_sees_the_maps_of_the_mask_with_amp(make_model, images, targets):
+    model = timm_csg.differentiate(make_model(), mechanism="icnn", extra_conv="full").train()
+    seen = []
+    model.mechanism.conv.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(images, targets, paths=BOTH)
+    assert [maps.dtype for maps in seen] == [torch.bfloat16, torch.bfloat16]
+    assert torch.equal(*seen)
+
+
 def test_icnn_loads_in_plain_timm_without_its_mask(make_model, images, tmp_path):
     model = timm_csg.differentiate(make_model(), mechanism="icnn", extra_conv="depthwise").eval()
     timm_csg.save_pretrained(model, tmp_path)

@@ -199,9 +199,9 @@ class InterpretableFilters(Mechanism):
         """
         if targets is None:
             return {}
+        maps = self.maps(features)  # in autocast's dtype, as the mask sees them
         with torch.autocast(features.device.type, enabled=False):
-            maps = self.maps(features).float()
-            membership = class_rows(targets, self.num_classes, maps.dtype)
+            maps, membership = maps.float(), class_rows(targets, self.num_classes, torch.float32)
             with torch.no_grad():
                 if self.training:
                     self._observe(maps, membership)
