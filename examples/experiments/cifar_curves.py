@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, help="use fewer for a quick look")
     parser.add_argument("--hold-out", type=int, default=0, help="measure on so many training pictures instead")
+    parser.add_argument("--test-half", type=int, choices=[1, 2], help="measure on one half of the test pictures")
     parser.add_argument("--every", type=int, default=10, help="epochs between measurements")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, required=True, help="a .jsonl file that grows")
@@ -58,6 +59,8 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     torch.manual_seed(args.seed)
     images, targets = (part[: args.images].to(args.device) for part in load_cifar(args.data, "train"))
     test = tuple(part[: args.images].to(args.device) for part in load_cifar(args.data, "test"))
+    if args.test_half:
+        test = tuple(part.chunk(2)[args.test_half - 1] for part in test)
     if args.hold_out:
         test = images[-args.hold_out :], targets[-args.hold_out :]
         images, targets = images[: -args.hold_out], targets[: -args.hold_out]
@@ -141,7 +144,7 @@ class Run:
 
     @torch.no_grad()
     def row(self, epoch: int, loss: float, seconds: float) -> dict:
-        names = ("budget", "recipe", "option", "net", "seed", "hold_out", "assign_at")
+        names = ("budget", "recipe", "option", "net", "seed", "hold_out", "assign_at", "test_half", "images")
         result = {name: getattr(self.args, name) for name in names}
         result |= {"data": Path(self.args.data).stem, "epoch": epoch, "of": self.epochs, "loss": loss}
         result |= {"rate": self.optimizer.param_groups[0]["lr"], "seconds": round(seconds)}
