@@ -142,7 +142,7 @@ def parse_name(name: str | os.PathLike[str], revision: str | None) -> tuple[str 
 def _download(repo_id: str, revision: str | None, source: str, *, force_download: bool, **options: Any) -> Path:
     """The folder in the cache with the three files of one commit; the config is checked before the rest is fetched."""
     options |= {"force_download": force_download, "library_name": "timm_csg", "library_version": __version__}
-    with explained(f"load {source}"):
+    with explained(f"load {source}", repo_id):
         try:
             config_file = Path(hf_hub_download(repo_id, CONFIG, revision=revision, **options))
         except EntryNotFoundError as error:

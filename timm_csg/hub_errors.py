@@ -32,8 +32,13 @@ class HubError(OSError):
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turn errors of Hub, network and disk in calls of huggingface_hub into one that says what to do."""
+def explained(what: str, repo_id: str | None = None) -> Iterator[None]:
+    """Turn errors of Hub, network and disk in calls of huggingface_hub into one that says what to do.
+
+    Args:
+        what: What cannot be done then.
+        repo_id: The repository that is downloaded from; None where there is none.
+    """
     try:
         yield
     except (HubError, CheckpointError):
@@ -41,7 +46,7 @@ def explained(what: str) -> Iterator[None]:
     except (OSError, TRANSPORT_ERROR, ValueError, RuntimeError) as error:
         root = _root(error)
         status = root.response.status_code if isinstance(root, HfHubHTTPError) else None
-        reason = _reason(root, status)
+        reason = _reason(root, status, repo_id)
         if reason is None:
             raise
         translated = HubError(f"cannot {what}: {reason}")
@@ -57,8 +62,14 @@ def _root(error: BaseException) -> BaseException:
     return error.__cause__ if wrapped and error.__cause__ is not None else error
 
 
-def _reason(error: BaseException, status: int | None) -> str | None:
+def _reason(error: BaseException, status: int | None, repo_id: str | None) -> str | None:
     """What happened and what to do; None where the error already says it."""
+    otherwise = ""
+    if repo_id is not None:
+        otherwise = (
+            f" Without a network: 'hf download {repo_id} --local-dir FOLDER' on a machine that has one, copy the "
+            "folder here, and name it as local-dir:FOLDER; or copy that machine's cache, ~/.cache/huggingface."
+        )
     server = getattr(error, "server_message", None)
     said = f" The Hub says: {short(str(server), 500)}" if server else ""
     if isinstance(error, GatedRepoError):
@@ -81,13 +92,17 @@ def _reason(error: BaseException, status: int | None) -> str | None:
     if status is not None:
         return f"the Hub answered with status {status}.{said}"
     if isinstance(error, LocalEntryNotFoundError):
-        return "it is not in the cache, and the Hub cannot be reached or must not be asked (offline); connect once."
+        missing = "it is not in the cache, and the Hub cannot be reached or must not be asked (offline); connect once."
+        return missing + otherwise
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full ({error}); free disk space, or choose another place with cache_dir=... or TMPDIR."
     if isinstance(error, ConnectionError):  # offline mode
         return str(error)
     if isinstance(error, TRANSPORT_ERROR):
-        return f"the connection to the Hub failed ({type(error).__name__}: {error}); check the network, and try again."
+        failed = (
+            f"the connection to the Hub failed ({type(error).__name__}: {error}); check the network, and try again."
+        )
+        return failed + otherwise
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
         return "the download was incomplete; try again."
     if isinstance(error, ValueError) and "Invalid metadata in README.md" in str(error):

@@ -75,7 +75,7 @@ GROUPS = {
     "information": Group(),
     "gate": Group(),
     "ablation": Group(
-        note="A class's filters: those it owns by its gate, or that tell most about it where there is none. Removal "
+        note="A class's filters: those it owns by its gate or, without one, those that reveal most about it. Removal "
         "hides a class: other filters can still know it."
     ),
     "similarity": Group(
@@ -107,6 +107,7 @@ NUMBERS = (
     ),
     Number(
         "gated_accuracy", "accuracy", "gated accuracy", 4, head="gated", title="accuracy, gated path",
+        note="gated accuracy: that of the gated path, where each class may use its own filters only.",
         gauge=Gauge(
             "Correct answers from own filters only",
             "The same, when each class may use only the filters that work for it.",
@@ -120,7 +121,7 @@ NUMBERS = (
     Number(
         "mutual_information_score", "information", "MIS (nats)", 4, "high", "MIS",
         "mutual-information score (MIS), nats",
-        "MIS: what a filter tells about its best class, mean over filters, in nats; at most "
+        "MIS: how much a filter reveals about its best class (mutual information, mean over filters, in nats); at most "
         "{mutual_information_bound:.3f} here.",
         Gauge(
             "Information per filter",
@@ -146,12 +147,14 @@ NUMBERS = (
     Number("gate_binarity", "gate", "gate binarity"),
     Number("classes_per_filter", "gate", "classes per filter", 2, "low"),
     Number(
-        "owner_agreement", "gate", "owner agrees", 3, "high", "owner\nagrees",
-        "filters whose gate class is the one they tell most about",
-        "owner agrees: share of filters whose gate class is the one they tell most about.",
+        "owner_agreement", "gate", "owner by MI", 3, "high", "owner\nby MI",
+        "filters that reveal most about the class that owns them, by mutual information",
+        "owner by MI: share of filters that reveal most about the class that owns them, by mutual information, which "
+        "counts silence too; the verdict counts those that respond most to it.",
         Gauge(
-            "Trained owner matches measured owner",
-            "Share of the filters that reveal most about the very class that owns them.",
+            "Filters that reveal most about their owner",
+            "Share of the filters from which the class that owns them can be told better than any other (mutual "
+            "information; telling it by silence counts). The verdict asks for more: to respond most to the owner.",
             "100%; owners assigned at random would give {chance_agreement:.1%}.",
         ),
     ),

@@ -2,15 +2,20 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
+import timm
 from cli.folders_of_pictures import make_splits, train
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from timm_csg.cli import main
-from timm_csg.cli.build import check_knobs, chosen_recipes
+from timm_csg.cli.build import check_knobs, chosen_recipes, make_model
 from timm_csg.cli.checkpoint_data import settings_of
 from timm_csg.cli.runs import RunFolder
 from timm_csg.cli.settings import TrainSettings
+from timm_csg.cli.train import default_output
+from timm_csg.hub_errors import HubError
 from timm_csg.schedule import Alternating, Joint
 
 
@@ -123,6 +128,31 @@ def test_typos_in_names_of_checkpoints_and_metrics_offer_the_nearest(tmp_path, m
     assert "Did you mean 'accuracy'?" in capsys.readouterr().err
     assert main(["evaluate", "x", "--metrics", ""]) == 2
     assert "no group of metrics is named" in capsys.readouterr().err
+
+
+def test_weights_that_cannot_be_downloaded_name_a_way_without_a_network(monkeypatch):
+    def fail(*args, **options):
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    way = "'hf download timm/mobilenetv2_100.ra_in1k --local-dir FOLDER'"
+    with pytest.raises(HubError, match=f"cannot load the weights of mobilenetv2_100: it is not in the cache.*{way}"):
+        make_model(TrainSettings(model="mobilenetv2_100", pretrained=True).resolved(), 3, None)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("mobilenetv2_100.ra_in1k", "mobilenetv2_100.ra_in1k"),
+        ("hf-hub:timm/resnet18.a1_in1k", "resnet18.a1_in1k"),
+        ("local-dir:/weights/of/mobilenetv2_100", "mobilenetv2_100"),
+        ("local-dir:nets/mine/", "mine"),
+        ("local-dir:runs/photos-1/model", "photos-1"),
+    ],
+)
+def test_run_folders_are_named_after_the_model_without_the_folders_above_it(model, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert default_output(TrainSettings(model=model, data="torch/cifar10")) == Path(f"runs/torch_cifar10-{name}-1")
 
 
 def test_a_name_that_may_be_a_missing_folder_is_said_to_be_none(capsys):

@@ -1,6 +1,7 @@
 """Parsing, encodings, names as plain text, and commands that are stopped."""
 
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -21,6 +22,31 @@ def test_an_unknown_option_names_the_one_spelled_alike(arguments, alike, capsys)
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert f"did you mean {alike}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--lr", "x"], "timm-csg train: --lr expects a number, but found 'x'; see timm-csg train --help."),
+        (["train", "--epochs", "1.5"], "--epochs expects a whole number, but found '1.5'; see"),
+        (["train", "--scale", "0.5", "much"], "--scale expects a number, but found 'much'; see"),
+        (["evaluate", "x", "--attack-images", "some"], "--attack-images expects a whole number, but found 'some'; see"),
+        (["train", "--freeze", "all"], "--freeze: invalid choice: 'all' (choose from 'none'"),
+        (["inspect"], "timm-csg inspect: the following arguments are required: model; see timm-csg inspect --help."),
+        ([], "timm-csg: the following arguments are required: COMMAND; see timm-csg --help."),
+    ],
+)
+def test_a_wrong_option_is_one_line_without_all_the_others(arguments, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_what_huggingface_hub_says_is_not_repeated_by_our_log(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    main(["inspect", "no_such_model"])
+    assert not logging.getLogger("huggingface_hub").propagate
 
 
 @pytest.mark.parametrize("name", COMMANDS)

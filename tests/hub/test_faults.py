@@ -203,6 +203,8 @@ def test_unreachable_hub_is_named(regular_hub):
 def test_offline_without_the_model_in_the_cache_says_to_connect_once(regular_hub):
     with pytest.raises(HubError, match=r"not in the cache.*\(offline\); connect once"):
         timm_csg.from_pretrained("user/tiny", local_files_only=True)
+    with pytest.raises(HubError, match="'hf download user/tiny --local-dir FOLDER' on a machine that has one"):
+        timm_csg.from_pretrained("user/tiny", local_files_only=True)
     assert regular_hub.requests() == []
 
 

@@ -78,6 +78,16 @@ def test_a_plain_model_has_no_gate_and_its_filters_belong_to_the_class_they_tell
     assert torch.equal(owned, subject.mutual.amax(dim=0) > 0)
 
 
+@pytest.mark.parametrize("mask", [True, False])
+def test_the_verdict_is_told_whether_the_classifier_is_masked(make_model, loader, monkeypatch, mask):
+    model = timm_csg.differentiate(make_model(), mechanism="assigned", mask_classifier=mask)
+    model.mechanism.project_(model.read_head())
+    told = []
+    monkeypatch.setattr(metrics, "verdict", lambda *args, **options: told.append(options["masked"]))
+    measuring.measure(model, loader, ["verdict"])
+    assert told == [mask]
+
+
 def test_a_filter_without_a_class_is_nobodys_in_tables_and_similarities(model, loader):
     with torch.no_grad():
         model.mechanism.gate[:, 3] = 0

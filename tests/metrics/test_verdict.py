@@ -50,6 +50,11 @@ def test_owners_are_trusted_with_any_number_of_classes(classes, seed):
     assert "without its filters a class has an accuracy of 0.000" in found.sentence
 
 
+def test_the_sentence_says_when_a_mask_is_behind_the_removal():
+    found, masked = (judge(*simulate(), masked=value).sentence for value in (False, True))
+    assert masked == found.replace("0.000.", "0.000, since the classifier is masked to use no others.") != found
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_thirty_six_pictures_of_three_classes_are_enough(seed):
     matrix, features, targets = simulate(3, 30, 36, 4.0, seed)

@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from rich.logging import RichHandler
 
@@ -92,9 +93,18 @@ def _run(args: argparse.Namespace) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Builds the list below the options only when help is requested: it needs imports that parsing does not."""
+    """Says what is wrong in one line, without all options.
+
+    The list below the options is built only when help is requested: it needs imports that parsing does not.
+    """
 
     make_epilog: Callable[[], str] | None = None
+
+    def error(self, message: str) -> NoReturn:
+        """Say it, and end."""
+        plain = message.removeprefix("argument ").replace(": expect", " expect")
+        say(f"{self.prog}: {plain}; see {self.prog} --help.")
+        raise SystemExit(2)
 
     def format_help(self) -> str:
         if self.make_epilog is not None:
@@ -148,9 +158,9 @@ def _start_logging(*, quiet: bool) -> None:
     console = make_console(stderr=True)
     handler = RichHandler(console=console, show_path=False, show_time=False) if console.is_terminal else _Lines()
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", handlers=[handler])
-    quieter = dict.fromkeys(("timm", "matplotlib", "onnxscript", "onnx_ir"), logging.WARNING)
-    for name, least in (quieter | {"huggingface_hub": logging.ERROR}).items():
-        logging.getLogger(name).setLevel(least)
+    for name in ("timm", "matplotlib", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints by itself: our log would repeat everything
 
 
 def _say(text: str) -> None:

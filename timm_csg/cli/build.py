@@ -20,6 +20,7 @@ from timm_csg.cli.spelling import check_choice, did_you_mean
 from timm_csg.differentiation import differentiate
 from timm_csg.freezing import freeze
 from timm_csg.groups import param_groups
+from timm_csg.hub_errors import explained
 from timm_csg.mechanisms.base import list_mechanisms, resolve_config
 from timm_csg.recipes import RECIPES, Recipe
 from timm_csg.schedule import Alternating, Joint
@@ -174,9 +175,9 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, *,
 
 def make_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None) -> nn.Module:
     """The model of the settings, differentiated if there is a recipe, and frozen as far as they say."""
-    model: nn.Module = timm.create_model(
-        **_model_args(settings), pretrained=settings.pretrained, num_classes=num_classes, drop_rate=settings.drop_rate
-    )
+    args, own = _model_args(settings), {"num_classes": num_classes, "drop_rate": settings.drop_rate}
+    with explained(f"load the weights of {settings.model}", args["pretrained_cfg"].get("hf_hub_id")):
+        model: nn.Module = timm.create_model(**args, **own, pretrained=settings.pretrained)
     if recipe is not None:
         differentiate(model, num_classes, recipe.mechanism)
     freeze(model, settings.freeze)  # type: ignore[arg-type]  # one of the choices

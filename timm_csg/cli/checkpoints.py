@@ -104,11 +104,19 @@ def _plain_model(name: str, *, weights: bool) -> nn.Module:
     if weights and ":" not in name and not getattr(get_pretrained_cfg(name), "has_weights", False):
         raise ValueError(f"timm has no pretrained weights of {name}; name a folder or another model.")
     try:
-        with explained(f"load {name}"), torch.device("cpu" if weights else "meta"):
+        with explained(f"load {name}", _repository(name)), torch.device("cpu" if weights else "meta"):
             model: nn.Module = timm.create_model(name, pretrained=weights)
     except RuntimeError as error:
         raise ValueError(f"timm cannot load {name}: {error}") from error
     return model.eval()
+
+
+def _repository(name: str) -> str | None:
+    """Where timm downloads a model's weights from; None if nowhere."""
+    if name.startswith(("hf-hub:", "hf_hub:")):
+        return name.partition(":")[2]
+    repo_id: str | None = getattr(get_pretrained_cfg(name), "hf_hub_id", None) if ":" not in name else None
+    return repo_id
 
 
 def _spelled_alike(checkpoint: str) -> str:

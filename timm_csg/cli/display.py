@@ -132,8 +132,7 @@ def result_table(results: dict[str, dict[str, Any]]) -> Table:
         "mutual_information_bound": max((result["mutual_information_bound"] for result in results.values()), default=0),
         "least_density": 1 / max(1, len(first.get("filters_per_class", ()))),
     }
-    said = ["gated: accuracy of the gated path.  time: seconds of training."]
-    said += notes({number.key for number in shown}, facts)
+    said = [*notes({number.key for number in shown}, facts), "time: seconds of training."]
     if any(result["gated_accuracy_uses_labels"] for result in results.values()):
         said.append(f"† {LABELS_GIVEN}")
     table.caption, table.caption_justify = "\n".join(said), "left"

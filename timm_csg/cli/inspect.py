@@ -63,13 +63,18 @@ def inspect(name: str) -> dict[str, Any]:
         stage = find_stage(plain)
     except (TypeError, ValueError) as error:
         return found | {"supported": False, "refused": str(error)}
-    head = _head(plain, stage) | ({"kind": model.head_kind} if is_differentiated(model) else {})
+    images = torch.zeros(1, *found["input_size"], device="meta")
+    with torch.no_grad():
+        features = plain.eval().forward_features(images)  # once, for all that only asks what follows
+    head = _head(plain, stage, features) | ({"kind": model.head_kind} if is_differentiated(model) else {})
     found |= {
         "supported": True,
         "refused": None,
         "stage": {key: getattr(stage, key) for key in ("name", "num_filters", "layout", "grid", "signed")},
         "head": head,
-        "mechanisms": [_mechanism(plain, mechanism) for mechanism in list_mechanisms() if mechanism != "chain"],
+        "mechanisms": [
+            _mechanism(plain, features, mechanism) for mechanism in list_mechanisms() if mechanism != "chain"
+        ],
         "explanations": _explanations(plain, head["kind"], _has_grid(plain, stage, timm_name), head.pop("sees_places")),
     }
     if is_differentiated(model):
@@ -87,27 +92,24 @@ def _plain_skeleton(model: nn.Module) -> Any:
     return undifferentiate(twin) if is_differentiated(twin) else twin
 
 
-def _mechanism(plain: nn.Module, name: str) -> dict[str, Any]:
+def _mechanism(plain: nn.Module, features: Tensor, name: str) -> dict[str, Any]:
     """Whether a mechanism can be put into the model, and what it adds with its default options."""
     try:
-        model: Any = differentiate(copy.deepcopy(plain).eval(), mechanism=name)
-        images = torch.zeros(1, *get_model_input_config(plain)["input_size"], device="meta")
+        model: Any = differentiate(copy.deepcopy(plain), mechanism=name)
         with torch.no_grad():
-            model.mechanism(model.forward_features(images))  # some need a grid, and only notice now that it is missing
+            model.mechanism(features)  # some need a grid, and only notice now that it is missing
     except (TypeError, ValueError) as error:
         return {"name": name, "applies": False, "reason": str(error), "parameters": None}
     added = sum(parameter.numel() for parameter in model.mechanism.parameters())
     return {"name": name, "applies": True, "reason": None, "parameters": added}
 
 
-def _head(plain: Any, stage: Stage) -> dict[str, Any]:
+def _head(plain: Any, stage: Stage, features: Tensor) -> dict[str, Any]:
     """Kind and classifier of a head whose weights are not there: probed with random ones, in its own layers only."""
-    images = torch.zeros(1, *get_model_input_config(plain)["input_size"], device="meta")
-    with torch.no_grad():
-        features = plain.eval().forward_features(images)
-        used: list[nn.Module] = [plain]
-        with nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: used.append(module)):
-            plain.forward_head(features)
+    used: list[nn.Module] = [plain]
+    track = nn.modules.module.register_module_forward_pre_hook
+    with torch.no_grad(), track(lambda module, inputs: used.append(module)):
+        plain.forward_head(features)
     names = {name: module for name, module in plain.named_modules() if any(module is other for other in used)}
     model = copy.deepcopy(plain).to_empty(device="cpu")  # reserves address space; memory is used only where written
     noise = torch.randn(65537, generator=torch.Generator().manual_seed(0), device="cpu")

@@ -26,13 +26,29 @@ def add_settings(parser: argparse.ArgumentParser, *, only: Collection[str] | Non
             elif kind.startswith("list"):
                 values = {"nargs": "+", "metavar": "NAME"}
             elif kind.startswith("tuple"):
-                values = {"nargs": 2, "type": float, "metavar": ("LOW", "HIGH")}
+                values = {"nargs": 2, "type": decimal, "metavar": ("LOW", "HIGH")}
             elif kind.startswith("dict"):
                 values = {"nargs": "+", "action": "extend", "type": _pair, "metavar": "KEY=VALUE"}
             else:
-                values = {"type": {"int": int, "float": float}.get(kind, str), "choices": choices}
+                values = {"type": {"int": whole, "float": decimal}.get(kind, str), "choices": choices}
                 values["metavar"] = None if choices else kind.upper()
             parser.add_argument(flag(item.name), dest=item.name, default=argparse.SUPPRESS, help=_help(item), **values)
+
+
+def whole(text: str) -> int:
+    """A whole number of the command line."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expects a whole number, but found {text!r}") from None
+
+
+def decimal(text: str) -> float:
+    """A number of the command line."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expects a number, but found {text!r}") from None
 
 
 def path(text: str) -> Path:

@@ -101,7 +101,7 @@ def report_of_run(run: RunFolder, settings: TrainSettings, data: Data, device: t
         run.report,
         class_names=data.class_names,
         reference=None if standard is None else load_model(standard, device),
-        title=f"What {Path(settings.model).name} has learned of {settings.data_name}",
+        title=f"What {settings.model_name} has learned of {settings.data_name}",
         about=provenance(model, seed=settings.seed, data=data.description),
     )
 

@@ -46,7 +46,7 @@ def measure_training(training: Training, data: Data, standard_accuracy: float | 
     about = {
         "recipe": training.name,
         "data": settings.data_name,
-        "model": settings.model.rpartition("/")[2],
+        "model": settings.model_name,
         "seed": settings.seed,
         "epochs": len(training.history),
         "class_names": data.class_names if data.num_classes <= MOST_RATED else None,

@@ -157,6 +157,13 @@ class TrainSettings:
         """What to call the data: a folder by its name, without those above it."""
         return self.data if self.folder is None else Path(_absolute(self.folder)).name
 
+    @property
+    def model_name(self) -> str:
+        """What to call the model: a folder or repository by its name, the ``model`` folder of a run by the run's."""
+        kind, _, place = str(self.model).rpartition(":")
+        path = Path(_absolute(place) if kind == "local-dir" else place)
+        return path.parent.name if path.name == "model" else path.name
+
     def resolved(self) -> TrainSettings:
         """The same with every open option filled in, but for the epochs of fine-tuning, see ``with_epochs``.
 

@@ -99,7 +99,9 @@ class _Run:
         shared = f", {processes.count} processes" if processes.count > 1 else ""
         epochs = f"{settings.epochs} epoch{'s' * (settings.epochs > 1)} each"
         display.say(f"run folder: {folder}")
-        display.say(f"{data.description}; {settings.model}, {epochs}{shared}")
+        display.say(f"{data.description}; {settings.model_name}, {epochs}{shared}")
+        if settings.recipe != [STANDARD]:
+            display.say("gated accuracy: where each class may use its own filters only")
 
     def train(self, name: str, recipe: Recipe | None) -> None:
         """Train a recipe, or what is left of its epochs; then save and measure the model."""
@@ -193,4 +195,4 @@ class _Run:
 def default_output(settings: TrainSettings) -> Path:
     """A new folder named after data and model, with a number."""
     resolved = settings.resolved()
-    return free_folder(resolved.data_name, str(resolved.model))
+    return free_folder(resolved.data_name, resolved.model_name)

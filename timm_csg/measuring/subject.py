@@ -133,7 +133,16 @@ class Subject:
             accuracy=metrics.accuracy(self.seen.logits, self.seen.targets),
             removal=self.removal,
             standard_accuracy=self.standard_accuracy,
+            masked=self._is_masked,
         )
+
+    @property
+    def _is_masked(self) -> bool:
+        """Whether the classifier gives a class no filter that is not its own."""
+        weight = self.model.read_head().weight if is_differentiated(self.model) else None
+        if weight is None or self.gate is None or bool((self.gate > 0).all()):
+            return False
+        return not bool((weight.detach() * (self.gate == 0).to(weight.device)).any())
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Another pass over the images."""

@@ -157,9 +157,9 @@ def gate_counts(gate: Tensor) -> GateCounts:
 
 
 def owner_agreement(gate: Tensor, mutual_information: Tensor) -> Tensor:
-    """Share of the owned filters whose owner by the gate is also the class they tell most about.
+    """Share of the owned filters whose owner by the gate is also the class they reveal most about.
 
-    With two classes a filter tells as much about one as about the other, so this says nothing there; ``verdict`` does.
+    With two classes a filter reveals as much of one as of the other, so this says nothing there; ``verdict`` does.
 
     Args:
         gate: Class-filter matrix [classes, filters].
@@ -185,7 +185,7 @@ def owner_agreement(gate: Tensor, mutual_information: Tensor) -> Tensor:
 def chance_agreement(gate: Tensor, mutual_information: Tensor) -> float:
     """What ``owner_agreement`` would be if the filters were dealt out anew, as many for each class as it owns.
 
-    Sum over classes of the share of filters that the class owns × the share that tell most about it.
+    Sum over classes of the share of filters that the class owns × the share that reveal most about it.
 
     Args:
         gate: Class-filter matrix [classes, filters]; a filter that several classes own equally counts for the first.

@@ -151,7 +151,7 @@ class ClassInformation(NamedTuple):
 
 
 def mutual_information_per_class(mi: Tensor) -> ClassInformation:
-    """Table with a row per class: its best filter, and the filters that tell most about it.
+    """Table with a row per class: its best filter, and the filters that reveal most about it.
 
     MIS is the mean of ``mean_of_own`` weighted by ``filters``. Compare ``best`` with ``mutual_information_bound``.
 
@@ -192,7 +192,7 @@ class FilterInformation(NamedTuple):
 
 
 def mutual_information_per_filter(mi: Tensor) -> FilterInformation:
-    """Table with a row per filter: the class it tells most about, the next one, and how clear the first place is.
+    """Table with a row per filter: the class it reveals most about, the next one, and how clear the first place is.
 
     A filter that fires for one class of ten also tells a little about the nine others (they are the rest), so the
     selectivity of a perfect filter is below 1: 0.966 for ten equally frequent classes, and always 0 for two classes.

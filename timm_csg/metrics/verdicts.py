@@ -97,6 +97,7 @@ def verdict(
     accuracy: float,
     removal: Ablation | None,
     standard_accuracy: float | None = None,
+    masked: bool = False,
     random_state: int = 0,
 ) -> Verdict:
     """Judge whether the owners of a model's filters can be trusted, from measurements on held-out pictures.
@@ -119,6 +120,7 @@ def verdict(
         accuracy: Share of these pictures that the standard path gets right.
         removal: What ``measuring.ablate`` found for these owners; None: not measured, and then the answer is no.
         standard_accuracy: Accuracy of standard training with the same budget; None if not known.
+        masked: Whether the classifier can use a class's own filters only; the sentence then says so.
         random_state: Seed of the shuffles.
 
     Returns:
@@ -148,7 +150,7 @@ def verdict(
     ]
     return Verdict(
         trusted=not objections,
-        sentence=_sentence(objections, found, removal),
+        sentence=_sentence(objections, found, removal, masked),
         reasons=tuple(objection.reason for objection in objections),
         advice=objections[0].advice if objections else "",
         **found._asdict(),
@@ -212,10 +214,7 @@ def _owners(serves: Tensor, features: Tensor, targets: Tensor, counts: Tensor, s
 def _against_guessing(accuracy: float, counts: Tensor) -> Iterator[_Objection]:
     samples, share = int(counts.sum()), float(counts.max() / counts.sum())
     if share == 1:
-        yield _Objection(
-            "the pictures that were measured show one class only",
-            "Measure pictures of all classes.",
-        )
+        yield _Objection("the pictures that were measured show one class only", "Measure pictures of all classes.")
     elif not accuracy > share + ABOVE_GUESSING * math.sqrt(share * (1 - share) / samples):
         yield _Objection(
             "the model is hardly better than naming the most frequent class every time "
@@ -288,10 +287,11 @@ def _against_the_training(accuracy: float, standard_accuracy: float | None, samp
     )
 
 
-def _sentence(objections: list[_Objection], found: _Owners, removal: Ablation | None) -> str:
+def _sentence(objections: list[_Objection], found: _Owners, removal: Ablation | None, masked: bool) -> str:
     if objections:
         return f"The owners of the filters cannot be trusted: {objections[0].reason}."
-    left = "" if removal is None else f", and without its filters a class has an accuracy of {removal.own:.3f}"
+    why = ", since the classifier is masked to use no others" if masked else ""
+    left = "" if removal is None else f", and without its filters a class has an accuracy of {removal.own:.3f}{why}"
     return (
         f"The owners of the filters can be trusted: {found.agreement:.0%} of the owned filters respond most to their "
         f"owner ({found.shuffled_agreement:.0%} with shuffled labels){left}."

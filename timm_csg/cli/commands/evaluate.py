@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from timm_csg.cli.options import CHECKPOINT, add_settings, given_options, names, path
+from timm_csg.cli.options import CHECKPOINT, add_settings, given_options, names, path, whole
 from timm_csg.cli.settings import DATA_OPTIONS, flag
 from timm_csg.cli.terminal import Stopped, make_console
 
@@ -37,15 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--eps", type=_numbers, default=left_out, metavar="A,B", help="attack strengths, grey levels of 255 (2,8)"
     )
     parser.add_argument(
-        "--attack-images", type=int, default=left_out, metavar="N", help="images that are attacked (default: 500)"
+        "--attack-images", type=whole, default=left_out, metavar="N", help="images that are attacked (default: 500)"
     )
     parser.add_argument("--explanations", action="store_true", help="judge explanation maps, with --boxes in boxes too")
     parser.add_argument(
-        "--explanation-images", type=int, default=left_out, metavar="N", help="images they are judged on (default: 200)"
+        "--explanation-images", type=whole, default=left_out, metavar="N", help="images they are judged on (default: 200)"
     )
     parser.add_argument("--filters", action="store_true", help="judge filters, beside the values of shuffled labels")
     parser.add_argument("--encoder", metavar="NAME", help="timm model for MonoScore; with --filters")
-    parser.add_argument("--seed", type=int, default=0, help="seed of estimates, splits and attacks (default: 0)")
+    parser.add_argument("--seed", type=whole, default=0, help="seed of estimates, splits and attacks (default: 0)")
     parser.add_argument("--csv", action="store_true", help="also write the full gate and mutual information, as CSV")
     parser.add_argument("--json", action="store_true", help="print metrics.json instead of the table")
     add_settings(parser, only=DATA_OPTIONS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from timm_csg.cli.options import CHECKPOINT, add_settings, given_options, names, path
+from timm_csg.cli.options import CHECKPOINT, add_settings, given_options, names, path, whole
 from timm_csg.cli.settings import IMAGE_OPTIONS
 from timm_csg.cli.terminal import make_console, say
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CLASS",
         help="name or number of another class: what decides between it and the class that is explained",
     )
-    parser.add_argument("--top", type=int, default=5, help="filters for each image (default: 5)")
+    parser.add_argument("--top", type=whole, default=5, help="filters for each image (default: 5)")
     parser.add_argument("--output", type=path, default=Path("explained"), help="folder for the pictures (explained)")
     add_settings(parser, only=IMAGE_OPTIONS)
 

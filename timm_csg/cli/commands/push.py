@@ -32,13 +32,11 @@ def run(args: argparse.Namespace) -> int:
         HubError: If the Hub cannot be reached or refuses.
     """
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
-    from huggingface_hub.utils.logging import disable_propagation
 
     from timm_csg.cli.checkpoints import checkpoint_folder
     from timm_csg.pushing import push_folder
 
     console = make_console()
-    disable_propagation()  # it prints by itself, so our log would repeat everything
     if args.quiet or not console.is_terminal:
         disable_progress_bars()
     commit = push_folder(

@@ -47,7 +47,7 @@ def report(
 
     It shows which classes own which filters, what each filter responds to, why images were given their class, which
     classes share filters and are confused, and how the numbers compare with those of another model. In a model without
-    a class-filter matrix, a plain one for example, the owner of a filter is the class it tells most about.
+    a class-filter matrix, a plain one for example, the owner of a filter is the class it reveals most about.
 
     The images are passed through the model once, and through the reference once; where the head is not linear, once
     more for the effect of removing filters. Large models are shown in part: the report says what was left out. The

@@ -20,7 +20,7 @@ class ClassFacts:
         label: Its index.
         images: Images of it.
         right: How many of them are recognised.
-        filters: The filters it owns, those that tell most about it first.
+        filters: The filters it owns, those that reveal most about it first.
         without: Accuracy on it without these filters; None if that was not measured.
         others_without: Accuracy on the other classes meanwhile.
         taken_for: Classes that its images are taken for, with the number of images, most frequent first.
@@ -75,9 +75,9 @@ class FilterFacts:
         owner: Its class; None where a mechanism gave it none.
         gate: Its largest entry in the class-filter matrix, that for its class; None without a matrix.
         also: The other classes that it serves.
-        measured: The class it tells most about.
+        measured: The class it reveals most about.
         by_silence: Whether it responds less to that class than, on average, to the others.
-        mutual: How much it tells about that class, nats.
+        mutual: How much it reveals about that class, nats.
         known: The same as a share of what is possible.
         hits: How many of its strongest images are of its owner.
         strongest: How many images that is of.

@@ -84,7 +84,7 @@ class Findings:
         return order[last[order].argsort(stable=True)]
 
     def filters_of(self, label: int) -> list[int]:
-        """The filters that a class owns, those that tell most about it first."""
+        """The filters that a class owns, those that reveal most about it first."""
         owned = ((self.owners == label) & ~self.silent).nonzero().flatten()
         return [int(index) for index in owned[self.mutual[label, owned].argsort(descending=True, stable=True)]]
 
