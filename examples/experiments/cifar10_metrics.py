@@ -64,7 +64,7 @@ def measure(model, test: Batches) -> dict[str, float]:
     seen = measuring.collect(model, test)
     mutual = metrics.mutual_information(seen.features, seen.targets, 10)
     gate = model.mechanism.class_filter_matrix() if timm_csg.is_differentiated(model) else None
-    matrix = mutual if gate is None else gate  # a plain model's filters belong to the class they tell most about
+    matrix = mutual if gate is None else gate  # a plain model's filters belong to the class they reveal most about
     owners, equal = metrics.owners(matrix), metrics.top_filters(matrix, len(mutual[0]) // 10)
     interval = metrics.mutual_information_score_interval(seen.features, seen.targets, 10, resamples=50)
     result = {"accuracy": metrics.accuracy(seen.logits, seen.targets), "MIS": float(interval.estimate)}

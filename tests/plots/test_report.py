@@ -82,7 +82,7 @@ def test_numbers_are_those_of_the_metrics(text, trained, loader):
         f"Correct answers from own filters only {metrics.accuracy(seen.gated_logits, seen.targets):.1%}",
         f"Classes per filter {float(gate.sum(dim=0).mean()):.2f}",
         f"(gate density {float(metrics.gate_density(gate)):.3f})",
-        f"Trained owner matches measured owner {float(metrics.owner_agreement(gate, mutual)):.1%}",
+        f"Filters that reveal most about their owner {float(metrics.owner_agreement(gate, mutual)):.1%}",
         f"A class without its own filters {ablation.own:.1%}",
         f"Meanwhile {ablation.others:.1%} of the other classes' images are recognised",
         f"Information per filter {score / bound:.1%}",
@@ -164,6 +164,7 @@ def test_overview_gives_the_verdict_of_the_metrics(text, trained, loader):
         accuracy=metrics.accuracy(seen.logits, seen.targets),
         removal=measuring.ablate(model, loader, metrics.owners(gate), 4),
         standard_accuracy=metrics.accuracy(theirs.logits, theirs.targets),
+        masked=True,
     )
     words = visible(text)
     assert f"{verdict.sentence} {verdict.advice}".strip() in words
