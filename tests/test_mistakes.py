@@ -1,6 +1,7 @@
 """Mistakes of users: one sentence that says what to do, before anything is computed or written."""
 
 import pytest
+import timm
 import torch
 
 import timm_csg
@@ -69,3 +70,157 @@ def test_place_of_an_exported_file_is_checked_before_the_export(model, tmp_path,
         timm_csg.export_onnx(model, tmp_path)
     with pytest.raises(ValueError, match=r"the folder of .*model.onnx does not exist"):
         timm_csg.export_onnx(model, tmp_path / "nowhere" / "model.onnx")
+
+
+BOXES = torch.tensor([[8.0, 8.0, 40.0, 40.0]] * 6)
+OF_IMAGES = {
+    "cam": lambda m, x, y: explain.cam(m, x),
+    "grad_cam": lambda m, x, y: explain.grad_cam(m, x, y),
+    "guided_grad_cam": lambda m, x, y: explain.guided_grad_cam(m, x),
+    "owner_map": lambda m, x, y: explain.owner_map(m, x),
+    "coarse_map": lambda m, x, y: explain.coarse_map(m, x),
+    "gradient": lambda m, x, y: explain.gradient(m, x),
+    "deconvnet": lambda m, x, y: explain.deconvnet(m, x),
+    "evidence_map": lambda m, x, y: explain.evidence_map(m, x),
+    "explain_prediction": lambda m, x, y: explain.explain_prediction(m, x),
+    "filter_maps": lambda m, x, y: explain.filter_maps(m, x),
+    "class_filters": lambda m, x, y: explain.class_filters(m, x),
+    "contrast": lambda m, x, y: explain.contrast(m, x, 0, 1),
+    "strongest_images": lambda m, x, y: explain.strongest_images(m, [x], [0, 1], top=2),
+    "activation_counts": lambda m, x, y: explain.activation_counts(m, x),
+    "factor_activation_map": lambda m, x, y: explain.factor_activation_map(m, x, 0),
+    "effective_diameter": lambda m, x, y: measuring.effective_diameter(m, x),
+}
+OF_LABELLED = {
+    "fgsm": lambda m, x, y: measuring.fgsm(m, x, y, eps=0.1),
+    "pgd": lambda m, x, y: measuring.pgd(m, x, y, eps=0.1, steps=2),
+    "judge": lambda m, x, y: judging.judge(explain.grad_cam, m, x, y, judges=["deletion"]),
+    "random_logit": lambda m, x, y: judging.random_logit(explain.grad_cam, m, x, y),
+    "weight_randomisation": lambda m, x, y: judging.weight_randomisation(explain.grad_cam, m, x, y),
+    "stability": lambda m, x, y: judging.stability(explain.grad_cam, m, x, y),
+    "grid_pointing_game": lambda m, x, y: judging.grid_pointing_game(explain.grad_cam, m, x, y),
+    "probability_curve": lambda m, x, y: judging.probability_curve(m, x, y, x[:, 0]),
+}
+OF_LOADERS = {
+    "collect": lambda m, x, y: measuring.collect(m, [(x, y)]),
+    "ablate": lambda m, x, y: measuring.ablate(m, [(x, y)], torch.arange(96) % 3, 3),
+    "collect_peaks": lambda m, x, y: measuring.collect_peaks(m, [(x, y)]),
+    "part_interpretability": lambda m, x, y: measuring.part_interpretability(m, [(x, y)], BOXES[:, None]),
+    "cam_localisation": lambda m, x, y: measuring.cam_localisation(m, [(x, y)], BOXES),
+    "gradmap": lambda m, x, y: measuring.gradmap(m, [(x, y)], BOXES, filters_per_class=2),
+    "activmap": lambda m, x, y: measuring.activmap(m, [(x, y)], BOXES),
+    "measure": lambda m, x, y: measuring.measure(m, [(x, y)], ["accuracy"]),
+    "embed": lambda m, x, y: judging.embed(m, [(x, y)]),
+    "assign_filters": lambda m, x, y: timm_csg.assign_filters(m, [(x, y)]),
+    "adapt": lambda m, x, y: timm_csg.adapt(m, [(x, y)]),
+    "setup": lambda m, x, y: timm_csg.setup(m, lr=0.1, loader=[(x, y)]),
+}
+
+
+def with_bad_value(images, value):
+    images = images.clone()
+    images[4, 0, 0, 0] = value
+    return images
+
+
+WRONG_IMAGES = {
+    "grey": (lambda x: x[:, :1], ValueError, r"ResNet takes images of 3 channels, not 1; pass images.expand\(-1, 3"),
+    "four channels": (lambda x: torch.cat([x, x[:, :1]], 1), ValueError, "takes images of 3 channels, not 4"),
+    "NaN": (lambda x: with_bad_value(x, torch.nan), ValueError, "1 of 6 hold NaN or infinity, the first is number 4"),
+    "infinite": (lambda x: with_bad_value(x, -torch.inf), ValueError, "hold NaN or infinity, the first is number 4"),
+    "one image": (lambda x: x[0], ValueError, "images must be .batch, channels, height, width."),
+}
+
+
+@pytest.fixture
+def unused(model, monkeypatch):
+    """A model whose backbone must not be asked."""
+    monkeypatch.setattr(model, "forward_features", None)
+    monkeypatch.setattr(model, "forward", None)
+    return model
+
+
+@pytest.mark.parametrize("mistake", WRONG_IMAGES)
+@pytest.mark.parametrize("function", OF_IMAGES | OF_LABELLED | OF_LOADERS)
+def test_images_that_do_not_suit_the_model_are_refused_before_a_pass(unused, given, function, mistake):
+    change, error, text = WRONG_IMAGES[mistake]
+    images, targets = given
+    images = change(images)
+    with pytest.raises(error, match=text):
+        (OF_IMAGES | OF_LABELLED | OF_LOADERS)[function](unused, images, targets[: len(images)])
+
+
+WRONG_TARGETS = {
+    "too large": (lambda y: y + 5, ValueError, "class indices from 0 to 2, but they range from 5 to 7"),
+    "negative": (lambda y: y - 1, ValueError, "but they range from -1 to 1; drop unlabelled samples"),
+    "too many": (lambda y: torch.arange(9) % 3, ValueError, "one target for every image, but there are 9 for 6"),
+    "too few": (lambda y: y[:4], ValueError, "one target for every image, but there are 4 for 6"),
+    "floats": (lambda y: y.float(), TypeError, "an integer tensor of class indices, but got torch.float32"),
+    "booleans": (lambda y: y.bool(), TypeError, "an integer tensor of class indices, but got torch.bool"),
+    "a column": (lambda y: y[:, None], ValueError, "must have the shape .samples."),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_TARGETS)
+@pytest.mark.parametrize("function", [name for name in OF_LABELLED | OF_LOADERS if name != "embed"])
+def test_targets_that_are_no_class_indices_are_refused_before_a_pass(unused, given, function, mistake):
+    change, error, text = WRONG_TARGETS[mistake]
+    if mistake == "a column" and function in ("assign_filters", "adapt", "setup"):
+        pytest.skip("these take rows")
+    with pytest.raises(error, match=text):
+        (OF_LABELLED | OF_LOADERS)[function](unused, given[0], change(given[1]))
+
+
+def test_number_of_a_bad_image_counts_all_batches(model, given):
+    images, targets = given
+    with pytest.raises(ValueError, match="the first is number 10"):
+        measuring.collect(model, [(images, targets), (with_bad_value(images, torch.nan), targets)])
+
+
+def test_a_batch_without_images_counts_for_nothing(model, given):
+    images, targets = given
+    seen = measuring.collect(model, [(images, targets), (images[:0], targets[:0])])
+    assert torch.equal(seen.logits, measuring.collect(model, [given]).logits)
+    with pytest.raises(ValueError, match="yielded no images"):
+        measuring.collect(model, [(images[:0], targets[:0])])
+
+
+def values(found):
+    """All numbers of a result, flat."""
+    if isinstance(found, torch.Tensor):
+        return [found.double().flatten()]
+    if isinstance(found, dict):
+        found = list(found.values())
+    return [part for one in found for part in values(one)] if isinstance(found, (tuple, list)) else []
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.float16])
+@pytest.mark.parametrize("function", ["gradient", "factor_activation_map", "pgd", "collect", "activmap", "embed"])
+def test_images_of_another_precision_are_taken_as_the_model_computes(model, given, function, precision):
+    images, targets = given[0].half().float(), given[1]
+    call = (OF_IMAGES | OF_LABELLED | OF_LOADERS)[function]
+    expected, found = values(call(model, images, targets)), values(call(model, images.to(precision), targets))
+    assert expected
+    assert all(
+        torch.allclose(one, other, rtol=0, atol=0, equal_nan=True) for one, other in zip(expected, found, strict=True)
+    )
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.float64])
+@pytest.mark.parametrize("function", [*OF_IMAGES, *OF_LOADERS, "pgd"])
+def test_models_of_another_precision_are_measured_and_explained(model, given, function, precision):
+    (OF_IMAGES | OF_LABELLED | OF_LOADERS)[function](model.to(precision), *given)
+
+
+def test_pixels_for_a_model_of_fixed_size_are_counted(given):
+    model = timm.create_model("test_vit", num_classes=3, dynamic_img_size=False)
+    for call in (explain.gradient, lambda m, x: measuring.collect(m, [(x, given[1])])):
+        with pytest.raises(ValueError, match="takes images of 160 x 160 pixels only, not 64 x 64; resize"):
+            call(model, given[0])
+    flexible = timm.create_model("test_vit", num_classes=3)
+    assert explain.gradient(flexible, given[0]).shape == given[0].shape
+
+
+def test_targets_in_a_list_are_named(model, given):
+    with pytest.raises(TypeError, match=r"but are a list; pass torch\.as_tensor"):
+        model(given[0], given[1].tolist(), paths=("gated",))

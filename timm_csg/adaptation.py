@@ -80,7 +80,8 @@ def adapt(
         if targets.ndim == 2 and not is_soft(targets):
             raise ValueError("adapt() fits one class for each picture, but targets are multi-hot; fine-tune instead.")
         sums = sums.plus(ResponseSums.of(mechanism.responses(features, head), targets, len(sums.target)))
-        seen.append((head.pooled(features).flatten(1).float(), targets))
+        labels = targets.long() if targets.ndim == 1 else targets.float()
+        seen.append((head.pooled(features).flatten(1).float(), labels))
     assignment = use_sums(inner, mechanism, sums)
     inputs, targets = (torch.cat(column) for column in zip(*seen, strict=True))
     fit = fit_masked_classifier(inputs, targets, mechanism.assignment, with_bias=head.bias is not None)

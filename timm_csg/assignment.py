@@ -234,9 +234,9 @@ def features_of(
     """
     device = next(model.parameters()).device
     with evaluating(model):
-        for images, targets in checked_batches(loader, progress):
+        for images, targets in checked_batches(model, loader, progress, soft=True):
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-                yield seen_features(model, images.to(device, non_blocking=True)), targets.to(device)
+                yield seen_features(model, images), targets
 
 
 def find_assigned(model: Any) -> tuple[DifferentiatedModel, AssignedFilters]:

@@ -1,4 +1,4 @@
-"""Checks of what callers pass: numbers of any type become plain ones, wrong names come with the nearest right one."""
+"""Checks of what callers pass: plain numbers, names with the nearest right one, class indices."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def whole(value: Any) -> int | None:
@@ -68,3 +71,30 @@ def nearest(name: Any, names: Iterable[str]) -> str:
     """
     found = get_close_matches(name, list(names), n=1) if isinstance(name, str) else []
     return f" Did you mean {found[0]!r}?" if found else ""
+
+
+def check_class_indices(targets: Any, num_classes: int | None = None) -> None:
+    """Raise unless these are class indices, at least one, and below ``num_classes`` where that is known.
+
+    Raises:
+        TypeError: If they are no integer tensor.
+        ValueError: If their shape is not [samples], or an index is out of range.
+    """
+    if not isinstance(targets, Tensor):
+        found = type(targets).__name__
+        raise TypeError(f"targets must be a tensor of class indices, but got {found}; call torch.as_tensor(targets).")
+    if targets.ndim != 1 or len(targets) == 0:
+        raise ValueError(
+            f"targets must have the shape [samples], at least one, but it is {list(targets.shape)}; "
+            "turn one-hot rows into class indices with targets.argmax(1)."
+        )
+    if targets.dtype == torch.bool or targets.is_floating_point() or targets.is_complex():
+        raise TypeError(f"targets must be an integer tensor of class indices, but got {targets.dtype}; call .long().")
+    smallest, largest = int(targets.min()), int(targets.max())
+    if smallest < 0 or largest >= (largest + 1 if num_classes is None else num_classes):
+        bounds = "0 or more" if num_classes is None else f"from 0 to {num_classes - 1}"
+        more = "" if num_classes is None else f", or pass num_classes={max(largest + 1, 1)}"
+        raise ValueError(
+            f"targets must hold class indices {bounds}, but they range from {smallest} to {largest}; drop unlabelled "
+            f"samples{more}."
+        )

@@ -270,7 +270,7 @@ def head_on_pooled(model: nn.Module, responses: Tensor, logits: Tensor) -> HeadO
     head = HeadOnPooled(model)
     try:
         with in_eval_mode(model):
-            found = head.forward_head(head.forward_features(responses)).cpu()
+            found = head.forward_head(head.forward_features(responses[:, :, None, None])).cpu()
     except _REFUSALS:
         return None
     fits = found.shape == logits.shape and torch.allclose(found, logits, rtol=1e-3, atol=1e-3)
@@ -285,8 +285,8 @@ class HeadOnPooled(nn.Module):
         self.model, self.output_fmt = model, getattr(model, "output_fmt", "NCHW")
 
     def forward_features(self, responses: Tensor) -> Tensor:
-        """Responses [batch, filters] as maps."""
-        return responses[:, None, None] if is_channels_last(self) else responses[:, :, None, None]
+        """Responses [batch, filters, 1, 1] as maps in the layout of the model."""
+        return responses.movedim(1, 3) if is_channels_last(self) else responses
 
     def forward_head(self, features: Tensor) -> Tensor:
         """The model's own head."""

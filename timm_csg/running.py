@@ -6,7 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from timm.models import get_model_input_config
 from torch import Tensor, nn
+
+from timm_csg.checks import check_class_indices
 
 
 def check_whole(model: nn.Module) -> None:
@@ -43,21 +47,124 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def checked_batches(
-    loader: Iterable[Any], progress: Callable[[int], None] | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of a loader, each checked.
+def check_images(model: Any, images: Any, first: int = 0) -> None:
+    """Raise unless a model can take these images: what is decided here once for all that runs a model.
 
     Args:
-        loader: Yields (images, class indices).
-        progress: Called with the number of images when a batch is done.
+        model: Any module; of a timm model the number of channels is known, and the size if it is fixed.
+        images: What should be images [batch, channels, height, width].
+        first: The number of the first one, for the message.
 
     Raises:
-        TypeError: If one is no pair of images and targets, or the images are not floating-point numbers.
+        TypeError: If they are no tensor of floating-point numbers.
+        ValueError: If there are none, they do not suit the model, or values are NaN or infinite.
+    """
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        found = str(images.dtype) if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(
+            f"images must be a floating-point tensor, normalised as in training, but are {found}; "
+            "see timm.data.create_transform."
+        )
+    if images.ndim != 4 or len(images) == 0:
+        raise ValueError(
+            f"images must be [batch, channels, height, width] with at least one image, but have shape "
+            f"{list(images.shape)}; for a single image pass images[None]."
+        )
+    channels, size = _expected(model)
+    if channels not in (None, images.shape[1]):
+        remedy = "; pass images.expand(-1, 3, -1, -1)" if (images.shape[1], channels) == (1, 3) else ""
+        raise ValueError(f"{type(model).__name__} takes images of {channels} channels, not {images.shape[1]}{remedy}.")
+    if size not in (None, tuple(images.shape[2:])):
+        raise ValueError(
+            f"{type(model).__name__} takes images of {size[0]} x {size[1]} pixels only, not "
+            f"{images.shape[2]} x {images.shape[3]}; resize them, or make the model with img_size=... ."
+        )
+    if not images.is_meta and not bool(images.detach().sum(dtype=torch.float32).isfinite()):
+        bad = (~images.isfinite()).flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+        if bad:
+            raise ValueError(
+                f"images must be finite, but {len(bad)} of {len(images)} hold NaN or infinity, the first is number "
+                f"{first + bad[0]}; look at how it is read and normalised."
+            )
+
+
+def _expected(model: Any) -> tuple[int | None, tuple[int, int] | None]:
+    """Channels, and height and width, that a model insists on; None where it does not."""
+    if not getattr(model, "pretrained_cfg", None):
+        return None, None
+    embed = getattr(model, "patch_embed", None)
+    size = getattr(embed, "img_size", None) if getattr(embed, "strict_img_size", False) else None
+    return get_model_input_config(model)["input_size"][0], size
+
+
+def _classes(model: Any) -> int | None:
+    """How many classes a timm model knows; None of other modules, and of encoders."""
+    return (getattr(model, "num_classes", None) or None) if getattr(model, "pretrained_cfg", None) else None
+
+
+def as_input(model: nn.Module, images: Tensor, *, copy: bool = False) -> Tensor:
+    """Images on a model's device and in its precision."""
+    like = next((part for part in model.parameters() if part.is_floating_point()), images)
+    return images.detach().to(like, non_blocking=True, copy=copy)
+
+
+def check_labelled(model: Any, images: Any, targets: Any) -> None:
+    """Raise unless a model can take these images and there is the index of one of its classes for each.
+
+    Raises:
+        TypeError, ValueError: As ``check_images`` and ``checks.check_class_indices``.
+    """
+    check_images(model, images)
+    check_class_indices(targets, _classes(model))
+    _check_one_each(images, targets)
+
+
+def _check_one_each(images: Tensor, targets: Tensor) -> None:
+    if len(targets) != len(images):
+        raise ValueError(
+            f"there must be one target for every image, but there are {len(targets)} for {len(images)} images."
+        )
+
+
+def checked_batches(
+    model: nn.Module, loader: Iterable[Any], progress: Callable[[int], None] | None = None, *, soft: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of a loader, each checked, on a model's device, images also in its precision; empty ones left out.
+
+    Args:
+        model: What the images are for, see ``check_images``.
+        loader: Yields (images, class indices).
+        progress: Called with the number of images when a batch is done.
+        soft: Whether targets may be rows [batch, classes], which are not checked here.
+
+    Raises:
+        TypeError: If a batch is no pair of images and targets, or one of them has the wrong type.
+        ValueError: If images do not suit the model, or there is not one class index for each.
+    """
+    first = 0
+    for images, targets in pairs(loader):
+        if len(images) == 0:
+            continue
+        check_images(model, images, first)
+        _check_one_each(images, targets)
+        if not (soft and targets.ndim == 2):
+            check_class_indices(targets, _classes(model))
+        images = as_input(model, images)
+        yield images, targets.to(images.device)
+        first += len(images)
+        if progress is not None:
+            progress(len(targets))
+
+
+def pairs(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of a loader, each two tensors, the first of floating-point numbers.
+
+    Raises:
+        TypeError: If one is something else.
     """
     for batch in loader:
         is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-        if not is_pair or not all(isinstance(part, Tensor) for part in batch):
+        if not is_pair or not all(isinstance(part, Tensor) and part.ndim for part in batch):
             parts = batch if is_pair else [batch]
             found = " and ".join(type(part).__name__ for part in parts)
             raise TypeError(
@@ -71,5 +178,3 @@ def checked_batches(
                 f"{images.dtype}; see timm.data.create_transform."
             )
         yield images, targets
-        if progress is not None:
-            progress(len(targets))

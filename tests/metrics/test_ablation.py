@@ -17,7 +17,7 @@ class Additive(nn.Module):
     """Four filters, two classes; the logit of a class is the sum of its two filters."""
 
     def forward_features(self, images):
-        return images[:, :, None, None]
+        return images
 
     def forward_head(self, features):
         return features.flatten(1) @ torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
@@ -27,7 +27,7 @@ class Additive(nn.Module):
         self.anything = nn.Parameter(torch.zeros(1))
 
 
-IMAGES = torch.tensor([[2.0, 2.0, 1.0, 0.0], [1.0, 0.0, 3.0, 1.0], [0.0, 1.0, 0.0, 2.0]])
+IMAGES = torch.tensor([[2.0, 2.0, 1.0, 0.0], [1.0, 0.0, 3.0, 1.0], [0.0, 1.0, 0.0, 2.0]])[:, :, None, None]
 LOADER = [(IMAGES, torch.tensor([0, 1, 1]))]
 OWNERS = torch.tensor([0, 0, 1, 1])
 

@@ -14,7 +14,7 @@ from timm_csg.checks import check_choice
 from timm_csg.explain.inputs import class_by_name
 from timm_csg.mechanisms.base import Mechanism
 from timm_csg.model import is_differentiated
-from timm_csg.running import check_whole
+from timm_csg.running import as_input, check_whole
 from timm_csg.stage import check_supported, is_channels_last
 
 Path = Literal["standard", "gated"]
@@ -75,28 +75,6 @@ def borrowed(model: nn.Module) -> Iterator[Any]:
             parameter.requires_grad_(True)
         for module in training:
             module.training = True
-
-
-def prepare(model: Any, images: Tensor) -> Tensor:
-    """Images as a fresh tensor on the model's device and in its dtype.
-
-    Raises:
-        TypeError: If images are not a tensor of floating-point numbers.
-        ValueError: If their shape is not [batch, channels, height, width].
-    """
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        found = str(images.dtype) if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(
-            f"images must be a floating-point tensor, normalised as in training, but are {found}; "
-            "see timm.data.create_transform."
-        )
-    if images.ndim != 4 or len(images) == 0:
-        raise ValueError(
-            f"images must be [batch, channels, height, width] with at least one image, but have shape "
-            f"{list(images.shape)}; for a single image pass images[None]."
-        )
-    parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
-    return images.detach().to(device=parameter.device, dtype=parameter.dtype, copy=True)
 
 
 def class_indices(targets: Targets, logits: Tensor, model: Any = None) -> Tensor:
@@ -206,7 +184,7 @@ def _behind_masks(model: Any, features: Tensor) -> Iterator[list[Tensor]]:
 def run_stage(model: Any, images: Tensor, targets: Targets, path: Path = "standard") -> StageRun:
     """Features of the images without a graph, and ``run_head`` on them; inside ``borrowed``."""
     with torch.no_grad():
-        features = model.forward_features(prepare(model, images))
+        features = model.forward_features(as_input(model, images))
     return run_head(model, features, targets, path)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from timm_csg.checks import check_choice, whole
 from timm_csg.explain.inputs import Images, as_batch
-from timm_csg.running import evaluating
+from timm_csg.running import as_input, evaluating
 from timm_csg.stage import is_channels_last
 
 Target = Literal["mean", "kl"]
@@ -140,10 +140,8 @@ def _recorded(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The maps [batch, filters, height, width], and the scores [batch, factors] as a function of them."""
     check_choice("target", target, ("mean", "kl"))
-    if images.ndim != 4:
-        raise ValueError(f"images must be [batch, channels, height, width], but have shape {list(images.shape)}.")
     with torch.inference_mode(mode=False), torch.enable_grad(), evaluating(encoder):
-        images = images.detach().clone() if images.is_inference() else images.detach()
+        images = as_input(encoder, images, copy=images.is_inference())
         if layer is None and hasattr(encoder, "forward_features") and hasattr(encoder, "forward_head"):
             maps, output = _at_stage(encoder, images)
         else:

@@ -16,7 +16,6 @@ from timm_csg.explain._run import (
     borrowed,
     masked,
     per_filter,
-    prepare,
     readable,
     resized,
     run_stage,
@@ -27,6 +26,7 @@ from timm_csg.explain.inputs import Images, Loader, as_batch, image_batches
 from timm_csg.mechanisms.assigned import AssignedFilters
 from timm_csg.metrics.display import in_one_line
 from timm_csg.model import is_differentiated
+from timm_csg.running import as_input
 
 Filters = Tensor | list[int] | int | None
 
@@ -94,7 +94,7 @@ def filter_maps(model: nn.Module, images: Images, filters: Filters = None, *, up
     """
     with borrowed(model) as inner, torch.no_grad():
         images = as_batch(inner, images)
-        features = masked(inner, inner.forward_features(prepare(inner, images)))
+        features = masked(inner, inner.forward_features(as_input(inner, images)))
         maps = to_maps(inner, features, images)
         chosen = maps[:, _filter_indices(filters, maps.shape[1], maps.device)]
         return readable(resized(chosen, images) if upsample else chosen)

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from timm_csg.explain._run import Targets, borrowed, class_indices, picked, prepare, readable
+from timm_csg.explain._run import Targets, borrowed, class_indices, picked, readable
 from timm_csg.explain.inputs import Images, as_batch
+from timm_csg.running import as_input
 
 Rule = Literal["gradient", "deconvnet", "guided"]
 
@@ -150,7 +151,7 @@ def activation_counts(model: nn.Module, images: Images) -> dict[str, int]:
     """
     with borrowed(model) as inner:
         images = as_batch(inner, images)
-        leaf = prepare(inner, images[:1]).requires_grad_()
+        leaf = as_input(inner, images[:1], copy=True).requires_grad_()
         rectifiers, others, _ = _activations(inner.forward_head(inner.forward_features(leaf)))
         return dict(sorted((Counter(name for _, name in rectifiers) + others).items()))
 
@@ -162,7 +163,7 @@ def backward(model: Any, images: Tensor, targets: Targets, rule: Rule) -> Tensor
 
 def backward_with_features(model: Any, images: Tensor, targets: Targets, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
     """The signal in the pixels, the stage's features of the same pass, and the class indices; inside ``borrowed``."""
-    leaf = prepare(model, images).requires_grad_()
+    leaf = as_input(model, images, copy=True).requires_grad_()
     features = model.forward_features(leaf)
     seen = features.clone()  # heads may work in place
     logits = model.forward_head(seen)
@@ -257,7 +258,7 @@ def _multiplies_by_own_sigmoid(node: Any) -> bool:
 def _hidden(model: Any, images: Tensor, visible: int) -> Counter[str]:
     """Activations that work in place on part of a tensor do not show in the graph; count all calls to notice them."""
     with torch.no_grad(), _CallCounter() as calls:
-        model.forward_head(model.forward_features(prepare(model, images[:1])))
+        model.forward_head(model.forward_features(as_input(model, images[:1])))
     missing = calls.count - visible
     return Counter({"activation in place on part of a tensor": missing}) if missing > 0 else Counter()
 

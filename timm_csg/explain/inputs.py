@@ -21,6 +21,7 @@ from torch import Tensor
 from timm_csg.checks import nearest
 from timm_csg.labels import class_index, class_names, input_config
 from timm_csg.pictures import convert, find_pictures, image_mode, read_image, shown
+from timm_csg.running import check_images
 
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor"
 Images: TypeAlias = "Picture | Sequence[Picture]"
@@ -61,6 +62,7 @@ def as_batch(model: Any, images: Images) -> Tensor:
         torch.Size([1, 3, 160, 160])
     """
     if isinstance(images, Tensor) and images.is_floating_point():
+        check_images(model, images)
         _check_normalised(model, images)
         return images
     _refuse_loader_batches(images)
@@ -71,7 +73,9 @@ def as_batch(model: Any, images: Images) -> Tensor:
     sizes = sorted({tuple(part.shape) for part in parts})
     if len(sizes) > 1:
         raise ValueError(f"all images must have the same size, but have {', '.join(map(str, sizes[:4]))}; resize them.")
-    return torch.stack(parts)
+    batch = torch.stack(parts)
+    check_images(model, batch)
+    return batch
 
 
 def image_batches(model: Any, loader: Loader, size: int = 32) -> Iterator[Tensor]:

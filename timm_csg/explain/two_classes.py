@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from timm_csg.explain._grid import to_maps
-from timm_csg.explain._run import Path, StageRun, borrowed, per_filter, picked, prepare, readable, resized, run_head
+from timm_csg.explain._run import Path, StageRun, borrowed, per_filter, picked, readable, resized, run_head
 from timm_csg.explain.filters import check_top, filter_matrix, is_exact
 from timm_csg.explain.inputs import Images, as_batch
 from timm_csg.labels import class_index, class_names
 from timm_csg.metrics import owners
 from timm_csg.metrics.display import in_one_line
+from timm_csg.running import as_input
 
 
 @in_one_line
@@ -97,7 +98,7 @@ def contrast(
         if classes[0] == classes[1]:
             raise ValueError(f"a contrast needs two classes, but both are {names[classes[0]]!r}.")
         with torch.no_grad():
-            features = inner.forward_features(prepare(inner, images))
+            features = inner.forward_features(as_input(inner, images))
         first, second = (run_head(inner, features, index, path) for index in classes)
         slope = first.gradient - second.gradient
         contribution = readable(per_filter(inner, slope) * per_filter(inner, first.features)).sum(dim=2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_csg.explain._grid import to_maps
-from timm_csg.explain._run import Path, StageRun, Targets, borrowed, per_filter, prepare, readable, resized, run_head
+from timm_csg.explain._run import Path, StageRun, Targets, borrowed, per_filter, readable, resized, run_head
 from timm_csg.explain.filters import check_top, contributions, filter_matrix, is_exact, shares
 from timm_csg.explain.inputs import Images, as_batch
 from timm_csg.labels import class_names
@@ -18,6 +18,7 @@ from timm_csg.metrics.display import html_table, in_one_line
 from timm_csg.metrics.frames import frame_of_rows
 from timm_csg.metrics.gate import owners
 from timm_csg.model import is_differentiated
+from timm_csg.running import as_input
 
 if TYPE_CHECKING:
     import pandas
@@ -202,7 +203,7 @@ def explain_prediction(
     with borrowed(model) as inner:
         images = as_batch(inner, images)
         with torch.no_grad():
-            features = inner.forward_features(prepare(inner, images))
+            features = inner.forward_features(as_input(inner, images))
         run = run_head(inner, features, targets)
         standard = _path_evidence(inner, run, images, "standard", top)
         gated: list[PathEvidence] | list[None] = [None] * len(images)

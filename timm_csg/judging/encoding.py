@@ -45,7 +45,7 @@ def embed(
     like = next(parameter for parameter in encoder.parameters() if parameter.is_floating_point())
     found = []
     with evaluating(encoder):
-        for images, _ in checked_batches(loader):
+        for images, _ in checked_batches(encoder, loader, soft=True):
             pictures = images.float()
             if mean is not None and std is not None:
                 pictures = pictures * _channels(std, pictures) + _channels(mean, pictures)

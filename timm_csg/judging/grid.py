@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from timm_csg.checks import check_fraction
-from timm_csg.judging.maps import Explain, as_found, batches, check_count, check_pictures, maps_of, probabilities
+from timm_csg.judging.maps import Explain, as_found, batches, check_count, maps_of, probabilities
 from timm_csg.judging.results import Judged, judged
 from timm_csg.metrics.display import in_one_line
+from timm_csg.running import check_labelled
 
 
 @in_one_line
@@ -80,7 +81,7 @@ def grid_pointing_game(
         >>> grid_pointing_game(colour, model, images, torch.arange(4))
         Judged(score=1, chance=0.25, values=tensor([1., 1., 1., 1.]), seconds=nan)
     """
-    check_pictures(images, targets)
+    check_labelled(model, images, targets)
     check_count("side", side, 2)
     check_count("smooth", smooth)
     if smooth % 2 == 0:

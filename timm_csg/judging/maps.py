@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_csg.checks import whole
-from timm_csg.metrics._checks import class_counts
-from timm_csg.running import evaluating
+from timm_csg.running import as_input, check_labelled, evaluating
 
 Explain = Callable[[Any, Tensor, Tensor], Any]
 """``explain(model, images, targets)`` returns maps [batch, height, width], a tensor or an array, as large as images."""
@@ -43,19 +42,6 @@ def as_found(model: nn.Module, seed: int = 0) -> Iterator[None]:
         np.random.set_state(numpy)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-
-
-def check_pictures(images: Tensor, targets: Tensor) -> None:
-    """Raise unless these are floating-point images [batch, channels, height, width] and a class index for each."""
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4 or len(images) == 0:
-        found = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(
-            "images must be a floating-point tensor [batch, channels, height, width], normalised as in training, but "
-            f"are {found}; gather a loader's batches with torch.cat."
-        )
-    class_counts(targets, None)
-    if len(targets) != len(images):
-        raise ValueError(f"there must be one target for every image, but there are {len(targets)} and {len(images)}.")
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
@@ -112,7 +98,7 @@ def given_or_made(
     maps: Tensor | None, explain: Explain, model: nn.Module, images: Tensor, targets: Tensor, batch_size: int, seed: int
 ) -> Tensor:
     """The maps that a judge was given, checked, or made now; and images and targets checked."""
-    check_pictures(images, targets)
+    check_labelled(model, images, targets)
     if maps is not None:
         return check_maps(maps, images, "maps")
     with as_found(model, seed):
@@ -125,11 +111,6 @@ def batches(model: nn.Module, images: Tensor, targets: Tensor, size: int) -> Ite
     for batch, labels in zip(images.split(size), targets.split(size), strict=True):
         batch = as_input(model, batch)
         yield batch, labels.to(batch.device).long()
-
-
-def as_input(model: nn.Module, images: Tensor) -> Tensor:
-    """Images on the model's device and in its precision."""
-    return images.detach().to(next((part for part in model.parameters() if part.is_floating_point()), images))
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from timm_csg.checks import check_fraction
 from timm_csg.judging.results import Judged, judged, of_another_picture
+from timm_csg.running import pairs
 
 HALF_SIDE = 36 / 224
 """Half a side of EvalProtoPNet's square, as a share of the picture's side."""
@@ -31,7 +32,7 @@ def with_noise(
         (True, tensor([1]))
     """
     generator = torch.Generator().manual_seed(seed)
-    for images, targets in loader:
+    for images, targets in pairs(loader):
         added = (noise * torch.randn(images.shape, generator=generator, device="cpu")).clamp(-clip, clip)
         yield images + added.to(images), targets
 

@@ -15,12 +15,12 @@ from timm_csg.judging.maps import (
     batches,
     check_count,
     check_maps,
-    check_pictures,
     given_or_made,
     of_targets,
     probabilities,
 )
 from timm_csg.judging.results import Judged, judged, of_another_picture
+from timm_csg.running import check_labelled
 
 Game = Literal["deletion", "insertion"]
 KERNEL, SIGMA = 11, 5.0  # of the blur in the code of RISE
@@ -145,7 +145,7 @@ def probability_curve(
         TypeError, ValueError: As ``deletion``.
     """
     check_choice("game", game, ("deletion", "insertion"))
-    check_pictures(images, targets)
+    check_labelled(model, images, targets)
     check_count("steps", steps)
     maps = check_maps(maps, images, "maps")
     generator = torch.Generator().manual_seed(seed)

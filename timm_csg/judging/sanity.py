@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_csg.judging.maps import Explain, as_found, as_input, check_count, given_or_made, maps_of, probabilities
+from timm_csg.judging.maps import Explain, as_found, check_count, given_or_made, maps_of, probabilities
 from timm_csg.judging.results import Judged, judged
 from timm_csg.judging.under_noise import between_pictures, map_similarity
+from timm_csg.running import as_input
 
 
 def weight_randomisation(

@@ -67,9 +67,9 @@ def ablate(
     kept = tally.kept.to(device)
     linear, is_first = None, True
     with evaluating(model):
-        for images, targets in checked_batches(loader, progress):
+        for images, targets in checked_batches(model, loader, progress):
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-                features = timm_model.forward_features(images.to(device))
+                features = timm_model.forward_features(images)
                 width = features.shape[1 if features.ndim == 4 and not is_channels_last(model) else -1]
                 if kept.shape[1] != width:
                     raise ValueError(
@@ -80,7 +80,7 @@ def ablate(
                     linear = find_linear_head(model, features)
                 if linear is None:
                     batches = (len(loader) if isinstance(loader, Sized) else 1) if is_first else 0
-                    hits = _hits_of_passes(timm_model, features, targets.to(device), kept, batches)
+                    hits = _hits_of_passes(timm_model, features, targets, kept, batches)
             if linear is not None:
                 hits = hits_of_product(pooled_responses(model, features), targets, *linear, kept)
             tally.add(hits, targets)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_csg.running import evaluating
+from timm_csg.running import as_input, check_labelled, evaluating
 
 
 def fgsm(
@@ -98,11 +98,14 @@ def pgd(
             "eps must be between 0 and 1 (for 8 grey levels pass 8 / 255), steps at least 1, and step not negative, "
             f"but found eps={eps}, steps={steps}, step={step}."
         )
+    check_labelled(model, images, targets)
+    images = as_input(model, images)
+    targets = targets.to(images.device).long()
     scale, low, high = _pixel_units(model, images, mean, std)
     low, high = torch.maximum(low, images - eps * scale), torch.minimum(high, images + eps * scale)
     step = 2.5 * eps / steps if step is None else step
     with torch.inference_mode(mode=False), torch.enable_grad(), evaluating(model):
-        attacked = images.detach().clone()
+        attacked = images.clone()
         if random_start:
             noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(images)
             attacked = torch.clamp(attacked + (2 * noise - 1) * eps * scale, low, high)

@@ -142,8 +142,9 @@ def collect(
         The activations.
 
     Raises:
-        ValueError: If the loader yields nothing, targets are not class indices, an option is wrong, or the directory is
-            not empty.
+        TypeError: If the loader does not yield pairs of floating-point images and integer targets.
+        ValueError: If it yields nothing, images do not suit the model or hold NaN, targets are not its class indices,
+            an option is wrong, or the directory is not empty.
 
     Example:
         >>> import timm
@@ -199,10 +200,7 @@ def _batches(
     """The columns of ``Activations`` for each batch, on the CPU."""
     timm_model: Any = model  # its methods are not in nn.Module's type
     device = next(model.parameters()).device
-    for images, targets in checked_batches(loader, progress):
-        if targets.ndim != 1 or targets.is_floating_point():
-            raise ValueError(f"targets must be class indices [batch], but have shape {list(targets.shape)}.")
-        images, targets = images.to(device, non_blocking=True), targets.to(device)
+    for images, targets in checked_batches(model, loader, progress):
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             features = timm_model.forward_features(images)
             pooled = pool(features, channels_last=is_channels_last(model))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from timm_csg.checks import whole
 from timm_csg.measuring._edges import Edges, NotLocalError, pixel_edges
 from timm_csg.metrics.display import in_one_line
-from timm_csg.running import evaluating
+from timm_csg.running import as_input, check_images, evaluating
 from timm_csg.stage import is_channels_last
 
 
@@ -118,11 +118,13 @@ def effective_diameter(model: nn.Module, images: Tensor) -> float:
         True
     """
     timm_model: Any = model
+    check_images(model, images)
+    images = as_input(model, images)
     with evaluating(model):
         with torch.no_grad():  # some models cache what they compute first, and a cache with a graph cannot be copied
             timm_model.forward_features(images[:1])
         with torch.enable_grad():
-            images = images.detach().requires_grad_()
+            images = images.requires_grad_()
             features = timm_model.forward_features(images)
             features = features.permute(0, 3, 1, 2) if is_channels_last(model) else features
             middle = features[:, :, features.shape[2] // 2, features.shape[3] // 2]

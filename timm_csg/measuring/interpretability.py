@@ -170,22 +170,21 @@ def part_interpretability(
         >>> part_interpretability(model, loader, boxes).shares.shape
         torch.Size([2, 96, 1])
     """
-    device = next(model.parameters()).device
     with evaluating(model):
-        maps = (seen_maps(model, images.to(device)) for images, _ in checked_batches(loader))
+        maps = (seen_maps(model, images) for images, _ in checked_batches(model, loader))
         thresholds = _thresholds(maps, share, len(parts))
         hits: dict[int, Tensor] = {}
         counts: dict[int, Tensor] = {}
         start, covered = 0, None
-        for images, targets in checked_batches(loader, progress):
+        for images, targets in checked_batches(model, loader, progress):
             size, stop = (int(images.shape[2]), int(images.shape[3])), start + len(images)
             check_regions(parts, stop, 3, size, "parts")
             if covered is None:
                 field = receptive_field(model, size, channels=images.shape[1])
-                diameter = effective_diameter(model, images.to(device)) if diameter is None else diameter
-                covered = discs(field, diameter, size).to(device)
-            valid = (seen_maps(model, images.to(device)) > thresholds[:, None, None]).flatten(2)
-            masks = region_masks(parts, slice(start, stop), *size).flatten(2).to(device)
+                diameter = effective_diameter(model, images) if diameter is None else diameter
+                covered = discs(field, diameter, size).to(images.device)
+            valid = (seen_maps(model, images) > thresholds[:, None, None]).flatten(2)
+            masks = region_masks(parts, slice(start, stop), *size).flatten(2).to(images.device)
             for one, target, parts_of_one in zip(valid, targets.tolist(), masks, strict=True):
                 active = one.any(dim=1)
                 found = torch.zeros(len(one), parts.shape[1], device="cpu")

@@ -52,25 +52,31 @@ def cam_localisation(
         lowest = heat.flatten(1).topk(int(heat[0].numel() * share)).values[:, -1, None, None]
         return overlap((heat >= lowest).cpu(), masks)
 
-    return scored(score, loader, objects, progress)
+    return scored(score, model, loader, objects, progress)
 
 
 def scored(
-    score: Callable[[Tensor, Tensor, Tensor], Tensor], loader: Loader, objects: Tensor, progress: Progress
+    score: Callable[[Tensor, Tensor, Tensor], Tensor],
+    model: nn.Module,
+    loader: Loader,
+    objects: Tensor,
+    progress: Progress,
 ) -> Localisation:
     """Summary of the scores [batch] that a function gives to images, class indices and object masks."""
     scores, classes, seen = [], [], []
-    for images, targets, masks in batches(loader, objects, progress):
+    for images, targets, masks in batches(model, loader, objects, progress):
         scores.append(score(images, targets, masks))
         classes.append(targets)
         seen.append(masks.flatten(1).any(dim=1))
     return per_image(torch.cat(scores), torch.cat(classes), torch.cat(seen))
 
 
-def batches(loader: Loader, objects: Tensor, progress: Progress = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def batches(
+    model: nn.Module, loader: Loader, objects: Tensor, progress: Progress = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Images, class indices and object masks."""
     start = 0
-    for images, targets in checked_batches(loader, progress):
+    for images, targets in checked_batches(model, loader, progress):
         stop, size = start + len(images), (int(images.shape[2]), int(images.shape[3]))
         check_regions(objects, stop, 2, size, "objects")
         yield images, targets.cpu().long(), region_masks(objects, slice(start, stop), *size)

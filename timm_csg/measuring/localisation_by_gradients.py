@@ -55,7 +55,7 @@ def gradmap(
     device = next(model.parameters()).device
 
     def score(images: Tensor, targets: Tensor, masks: Tensor) -> Tensor:
-        images = images.to(device).requires_grad_()
+        images = images.requires_grad_()
         with torch.enable_grad():
             means = seen_maps(model, images).flatten(2).mean(dim=2)
             chosen = means.gather(1, strongest[targets].to(device)).sum(dim=0)
@@ -69,17 +69,16 @@ def gradmap(
         return total / len(chosen)
 
     with evaluating(model):
-        return scored(score, loader, objects, progress)
+        return scored(score, model, loader, objects, progress)
 
 
 @torch.no_grad()
 def _strongest_filters(model: nn.Module, loader: Loader, objects: Tensor, number: int) -> Tensor:
     """For each class the filters with the largest mean activation on its images [classes, number]."""
-    device = next(model.parameters()).device
     means, classes = [], []
     with evaluating(model):
-        for images, targets, _ in batches(loader, objects):
-            means.append(seen_maps(model, images.to(device)).float().mean(dim=(2, 3)).cpu())
+        for images, targets, _ in batches(model, loader, objects):
+            means.append(seen_maps(model, images).float().mean(dim=(2, 3)).cpu())
             classes.append(targets)
     values, targets = torch.cat(means), torch.cat(classes)
     totals = torch.zeros(int(targets.max()) + 1, values.shape[1], device="cpu").index_add_(0, targets, values)

@@ -59,8 +59,8 @@ def activmap(
         kept, targets, masks = [], [], []
         chunk = 1
         with evaluating(model), torch.no_grad():
-            for images, labels, truth in batches(loader, objects, progress):
-                maps = seen_maps(model, images.to(next(model.parameters()).device))
+            for images, labels, truth in batches(model, loader, objects, progress):
+                maps = seen_maps(model, images)
                 num_filters, positions = maps.shape[1], maps.shape[2] * maps.shape[3]
                 chunk = max(1, max_bytes // (4 * len(objects) * positions))
                 kept.append(maps[:, start : start + chunk].float().cpu().contiguous())

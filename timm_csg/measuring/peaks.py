@@ -50,7 +50,7 @@ def collect_peaks(
     image_size: tuple[int, int] | None = None
     centres: Any = None
     with evaluating(model):
-        for images, targets in checked_batches(loader, progress):
+        for images, targets in checked_batches(model, loader, progress):
             size = (int(images.shape[2]), int(images.shape[3]))
             if image_size is None:
                 image_size, centres = size, receptive_field(model, size, channels=images.shape[1])
@@ -59,7 +59,7 @@ def collect_peaks(
                     f"images must all have the same size, but there are {image_size} and {size}; resize them."
                 )
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-                maps = seen_features(model, images.to(device, non_blocking=True)).float()
+                maps = seen_features(model, images).float()
             found = peak_places(maps, centres.centre_y, centres.centre_x, channels_last=is_channels_last(model))
             parts.append((found[0].cpu(), found[1].cpu(), targets.cpu().long()))
     if image_size is None:

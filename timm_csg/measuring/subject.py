@@ -107,7 +107,7 @@ class Subject:
             return None
         model, batches, amp_dtype = self.model, self.batches(), self.amp_dtype
         if head is not None:
-            columns = (self.seen.features.split(_BATCH), self.seen.targets.split(_BATCH))
+            columns = (self.seen.features[:, :, None, None].split(_BATCH), self.seen.targets.split(_BATCH))
             model, batches, amp_dtype = head, zip(*columns, strict=True), None
         return ablate(model, batches, self.owned, self.num_classes, keep_only=keep_only, amp_dtype=amp_dtype)
 
@@ -118,7 +118,7 @@ class Subject:
         if head is None:
             return False
         with evaluating(head):
-            some = self.seen.features[:64].to(next(head.parameters()).device)
+            some = self.seen.features[:64, :, None, None].to(next(head.parameters()).device)
             return find_linear_head(head, head.forward_features(some)) is not None
 
     @cached_property

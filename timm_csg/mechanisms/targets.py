@@ -48,14 +48,19 @@ def check_targets(images: Any, targets: Any, paths: Any) -> None:
     """Check that there is a target for every image, and that targets and paths are no other input of the timm model.
 
     Raises:
-        TypeError: If targets are coordinates [batch, patches, 2], or paths are a tensor, as NaFlexViT's patch_coord
-            and patch_valid.
+        TypeError: If targets are no tensor, or coordinates [batch, patches, 2], or paths are a tensor, as NaFlexViT's
+            patch_coord and patch_valid.
         ValueError: If there are more or fewer targets than images; a single one would count for all in silence.
     """
     if isinstance(paths, Tensor) or (isinstance(targets, Tensor) and targets.ndim == 3 and targets.shape[2] == 2):
         raise TypeError(
             "behind the images, a differentiated model takes targets [batch] or [batch, classes] and paths; name what "
             "else the timm model takes: model(patches, patch_coord=..., patch_valid=...)."
+        )
+    if targets is not None and not isinstance(targets, Tensor):
+        raise TypeError(
+            f"targets must be a tensor of class indices, soft targets or multi-hot rows, but are a "
+            f"{type(targets).__name__}; pass torch.as_tensor(targets)."
         )
     if isinstance(targets, Tensor) and isinstance(images, Tensor) and targets.shape[:1] != images.shape[:1]:
         one = f"no targets [batch], but {str(targets.dtype).removeprefix('torch.')} of shape []"

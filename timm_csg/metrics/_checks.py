@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from timm_csg.checks import check_class_indices
+
 
 def check_features(features: Tensor, *, samples: int = 1) -> None:
     """Raise unless these are finite floating-point responses [samples, filters] of at least so many samples."""
@@ -40,19 +42,5 @@ def check_rows(features: Tensor, targets: Tensor) -> None:
 
 def class_counts(targets: Tensor, num_classes: int | None) -> Tensor:
     """Samples of every class, int64 [classes]; raises unless targets are class indices below ``num_classes``."""
-    if not isinstance(targets, Tensor) or targets.dtype == torch.bool or targets.is_floating_point():
-        found = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
-        raise TypeError(f"targets must be an integer tensor of class indices, but got {found}; call .long().")
-    if targets.ndim != 1 or len(targets) == 0:
-        raise ValueError(
-            f"targets must have the shape [samples], at least one, but it is {list(targets.shape)}; "
-            "turn one-hot rows into class indices with targets.argmax(1)."
-        )
-    smallest, largest = int(targets.min()), int(targets.max())
-    num_classes = largest + 1 if num_classes is None else num_classes
-    if smallest < 0 or largest >= num_classes:
-        raise ValueError(
-            f"targets must hold class indices from 0 to {num_classes - 1}, but they range from {smallest} to "
-            f"{largest}; drop unlabelled samples, or pass num_classes={max(largest + 1, 1)}."
-        )
-    return torch.bincount(targets.long(), minlength=num_classes)
+    check_class_indices(targets, num_classes)
+    return torch.bincount(targets.long(), minlength=num_classes or 0)

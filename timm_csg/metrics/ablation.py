@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from timm_csg.checks import whole
+from timm_csg.checks import check_class_indices, whole
 from timm_csg.metrics._checks import check_features, check_rows, class_counts
 from timm_csg.metrics.display import in_one_line
 
@@ -116,6 +116,7 @@ class Tally:
     def add(self, hits: Tensor, targets: Tensor) -> None:
         """Count right answers [1 + sets, batch]."""
         targets = targets.cpu().long()
+        check_class_indices(targets, len(self.count))
         self.correct.index_add_(1, targets, hits.cpu().double())
         self.count += torch.bincount(targets, minlength=len(self.count))
 
