@@ -233,9 +233,11 @@ def test_seeds_of_the_part_scripts_draw_other_pictures(run_example, annotated, m
 def test_animal_parts_measures_and_draws(run_example, annotated):
     tmp_path = annotated
     common = ["--data", tmp_path, "--cache", tmp_path / "cache.pt", "--epochs", 1, "--batch-size", 4]
-    for recipe in ("standard", "assigned", "icnn"):
-        result = run_example("animal_parts", *common, "--recipe", recipe, "--output", tmp_path / recipe)
+    for recipe in ("standard", "assigned", "icnn", "both"):
+        options = ["--recipe", recipe, "--output", tmp_path / recipe, *(["--owners"] if recipe == "both" else [])]
+        result = run_example("animal_parts", *common, *options)
         assert 0 < result["instability_own_class"] < 1
+    assert 0 <= result["agreement"] <= 1
     objects = [*common, "--objects", "--cache", tmp_path / "objects.pt"]
     run_example("animal_parts", *objects, "--recipe", "icnn", "--output", tmp_path / "objects")
     with pytest.raises(ValueError, match="holds features of objects; give another --cache"):
