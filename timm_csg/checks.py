@@ -62,15 +62,20 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {listed}, but is {value!r}.{nearest(value, choices)}")
 
 
-def nearest(name: Any, names: Iterable[str]) -> str:
+def nearest(name: Any, names: Iterable[str], most: int = 1) -> str:
     """A question to put behind an error about a misspelt name, with a space before it; empty where none is near.
+
+    Args:
+        name: The misspelt name.
+        names: The valid ones.
+        most: How many to suggest at most.
 
     Example:
         >>> nearest("sparsty_weight", ["gated_weight", "sparsity_weight"]), nearest("x", ["gate"])
         (" Did you mean 'sparsity_weight'?", '')
     """
-    found = get_close_matches(name, list(names), n=1) if isinstance(name, str) else []
-    return f" Did you mean {found[0]!r}?" if found else ""
+    found = get_close_matches(name, list(names), n=most) if isinstance(name, str) else []
+    return f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
 def check_class_indices(targets: Any, num_classes: int | None = None) -> None:

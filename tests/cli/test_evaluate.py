@@ -348,10 +348,10 @@ def test_interrupted_evaluation_keeps_the_finished_models(checkpoints, data, tmp
 
     write = module.write_tables
 
-    def interrupt(found, class_names, label, output):
+    def interrupt(found, class_names, label, output, **options):
         if label == "paper":
             raise KeyboardInterrupt
-        write(found, class_names, label, output)
+        write(found, class_names, label, output, **options)
 
     monkeypatch.setattr(module, "write_tables", interrupt)
     assert run(checkpoints[:2], data, "--metrics", "accuracy", "--output", tmp_path / "out") == 130

@@ -71,7 +71,7 @@ def test_table_has_a_row_for_each_filter_and_the_sum_of_its_own(checkpoint, pict
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--method", "magic"], "unknown method 'magic'"),
+        (["--method", "magic"], "--method must be one of 'owner_map', "),
         (["--target", "cat"], "there is no class 'cat'"),
         (["--top", "0"], "top must be"),
     ],

@@ -139,7 +139,7 @@ def test_text_fits_the_width_and_leaves_nothing_out(saved, width):
 
 def test_unknown_names_are_answered_with_those_spelled_alike(capsys):
     assert main(["inspect", "resnet19"]) == 2
-    assert "did you mean" in capsys.readouterr().err
+    assert "Did you mean" in capsys.readouterr().err
     with pytest.raises(ValueError, match="the folder does not exist"):
         inspect("nothing_at_all_like_it")
 

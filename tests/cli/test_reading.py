@@ -104,7 +104,7 @@ def test_pictures_of_equal_names_do_not_overwrite_one_another(checkpoint, tmp_pa
 def test_a_missing_picture_names_the_one_spelled_alike(checkpoint, tmp_path, capsys):
     picture().save(tmp_path / "house.png")
     assert main(["explain", str(tmp_path / "huose.png"), "--checkpoint", checkpoint]) == 2
-    assert "did you mean house.png?" in capsys.readouterr().err
+    assert "Did you mean 'house.png'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", ["²", "7", "cta"])

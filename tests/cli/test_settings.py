@@ -106,10 +106,10 @@ def test_two_names_for_one_model_are_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "alike"),
     [
-        (["--recipe", "asigned"], "did you mean assigned?"),
-        (["--mechanism", "icn"], "did you mean icnn?"),
-        (["--model", "resnet81"], "did you mean resnet"),
-        (["--opt", "adamv"], "did you mean adam"),
+        (["--recipe", "asigned"], "Did you mean 'assigned'?"),
+        (["--mechanism", "icn"], "Did you mean 'icnn'?"),
+        (["--model", "resnet81"], "Did you mean 'resnet"),
+        (["--opt", "adamv"], "Did you mean 'adam"),
         (["--sched", "cosin"], "try cosine"),
     ],
 )
@@ -123,7 +123,7 @@ def test_typos_in_names_of_checkpoints_and_metrics_offer_the_nearest(tmp_path, m
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path)
     assert main(["report", "rnu"]) == 2
-    assert "did you mean run?" in capsys.readouterr().err
+    assert "Did you mean 'run'?" in capsys.readouterr().err
     assert main(["evaluate", "x", "--metrics", "acuracy"]) == 2
     assert "Did you mean 'accuracy'?" in capsys.readouterr().err
     assert main(["evaluate", "x", "--metrics", ""]) == 2

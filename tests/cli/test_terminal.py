@@ -21,7 +21,7 @@ from timm_csg.cli.terminal import Stopped, any_encoding, make_console, stoppable
 def test_an_unknown_option_names_the_one_spelled_alike(arguments, alike, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
-    assert f"did you mean {alike}?" in capsys.readouterr().err
+    assert f"Did you mean {alike!r}?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

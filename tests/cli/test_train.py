@@ -195,7 +195,7 @@ def test_mechanism_options_and_schedule_of_the_command_line_win(image_folder, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "magic"], "unknown recipe 'magic'"),
+        (["--recipe", "magic"], "--recipe must be one of 'standard', "),
         (["--data", "folder:/does/not/exist"], "does not exist"),
         (["--model", "no_such_model"], "no_such_model"),
         (["--device", "cuda:99"], "cuda:99"),

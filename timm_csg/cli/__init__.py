@@ -15,7 +15,6 @@ from rich.logging import RichHandler
 
 from timm_csg.cli.commands import COMMANDS
 from timm_csg.cli.plugins import import_plugins
-from timm_csg.cli.spelling import did_you_mean
 from timm_csg.cli.terminal import (
     INTERRUPTED,
     Stopped,
@@ -115,9 +114,11 @@ class _Parser(argparse.ArgumentParser):
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     args, unknown = _parser().parse_known_args(arguments)
     if unknown:
+        from timm_csg.checks import nearest
+
         known = [option for action in args.parser._actions for option in action.option_strings]
-        alike = did_you_mean(unknown[0].partition("=")[0], known)
-        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{alike}")
+        question = nearest(unknown[0].partition("=")[0], known)
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}.{question}")
     return args
 
 

@@ -14,14 +14,14 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
+from timm_csg.checks import check_choice, nearest
 from timm_csg.cli.preprocessing import input_config
 from timm_csg.cli.settings import DIGITS, STANDARD, TrainSettings, flag
-from timm_csg.cli.spelling import check_choice, did_you_mean
 from timm_csg.differentiation import differentiate
 from timm_csg.freezing import freeze
 from timm_csg.groups import param_groups
 from timm_csg.hub_errors import explained
-from timm_csg.mechanisms.base import list_mechanisms, resolve_config
+from timm_csg.mechanisms.base import resolve_config
 from timm_csg.recipes import RECIPES, Recipe
 from timm_csg.schedule import Alternating, Joint
 
@@ -38,7 +38,7 @@ def chosen_recipes(settings: TrainSettings) -> dict[str, Recipe | None]:
         ValueError: If a name is unknown, or two trainings would be the same under two names.
     """
     for name in settings.recipe:
-        check_choice("recipe", name, [STANDARD, *RECIPES])
+        check_choice("--recipe", name, (STANDARD, *RECIPES))
     recipes = {name: None if name == STANDARD else with_overrides(RECIPES[name], settings) for name in settings.recipe}
     replaced = [name for name in recipes if name != STANDARD and settings.mechanism not in (None, _own(RECIPES[name]))]
     same = replaced if len(replaced) > 1 else []
@@ -60,7 +60,6 @@ def with_overrides(recipe: Recipe, settings: TrainSettings) -> Recipe:
     mechanism = recipe.mechanism
     own = _own(recipe)
     name = settings.mechanism or own
-    check_choice("mechanism", name, list_mechanisms())
     if name != own or settings.option:
         options = mechanism.to_dict() if name == own else {}
         _, mechanism = resolve_config(name, options | (settings.option or {}))
@@ -129,8 +128,8 @@ def _model_args(settings: TrainSettings) -> dict[str, Any]:
     try:
         args: dict[str, Any] = resolve_model_input_args(settings.model, requested, **(settings.model_kwargs or {}))
     except (RuntimeError, OSError) as error:
-        alike = did_you_mean(settings.model, timm.list_models(), 3) if ":" not in settings.model else ""
-        raise ValueError(f"--model {settings.model}: {error}{alike}") from error
+        question = nearest(settings.model, timm.list_models(), 3) if ":" not in settings.model else ""
+        raise ValueError(f"--model {settings.model}: {error}.{question}") from error
     return args
 
 
@@ -148,8 +147,8 @@ def check_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None
     try:
         optimizer = make_optimizers(model, settings, recipe)[0]
     except (ValueError, AssertionError) as error:
-        alike = did_you_mean(settings.opt.lower(), list_optimizers())
-        raise ValueError(f"--opt {settings.opt} cannot be used: {error}{alike}") from error
+        question = nearest(settings.opt.lower(), list_optimizers())
+        raise ValueError(f"--opt {settings.opt} cannot be used: {error}.{question}") from error
     make_scheduler(optimizer, settings, updates_per_epoch=1)
 
 

@@ -11,8 +11,8 @@ import torch
 from timm.models import get_pretrained_cfg, is_model, list_models
 from torch import nn
 
+from timm_csg.checks import nearest
 from timm_csg.cli.runs import RunFolder
-from timm_csg.cli.spelling import did_you_mean
 from timm_csg.hub import from_pretrained, parse_name
 from timm_csg.hub_errors import HubError, explained
 from timm_csg.manifest import CONFIG, CheckpointError, NoMechanismError
@@ -69,10 +69,10 @@ def open_checkpoint(checkpoint: str, *, weights: bool = True) -> Opened:
     except NoMechanismError:
         return Opened(_plain_model(timm_name, weights=weights), "plain checkpoint", timm_name)
     except (CheckpointError, HubError) as error:
-        alike = _spelled_alike(checkpoint) if folder is None else ""
-        if not alike:
+        question = _spelled_alike(checkpoint) if folder is None else ""
+        if not question:
             raise
-        raise type(error)(f"{str(error).rstrip('.')}{alike}") from error
+        raise type(error)(f"{str(error).rstrip('.')}.{question}") from error
 
 
 def check_local(checkpoint: str) -> None:
@@ -120,7 +120,7 @@ def _repository(name: str) -> str | None:
 
 
 def _spelled_alike(checkpoint: str) -> str:
-    """The end of a sentence that suggests a folder or timm model whose name differs by a typo; empty if none does."""
+    """A question that suggests a folder or timm model whose name differs by a typo; empty if none does."""
     place = Path()
     parts = Path(checkpoint.removeprefix("local-dir:")).expanduser().parts
     for index, part in enumerate(parts):
@@ -128,6 +128,6 @@ def _spelled_alike(checkpoint: str) -> str:
             beside = [path.name for path in place.iterdir()] if place.is_dir() else []
             alike = difflib.get_close_matches(part, beside, n=1)
             whole = [str(Path(place, *alike, *parts[index + 1 :]))] if alike else []
-            return did_you_mean(checkpoint, whole) or did_you_mean(checkpoint, list_models(), 4)
+            return nearest(checkpoint, whole) or nearest(checkpoint, list_models(), 4)
         place = place / part
     return ""

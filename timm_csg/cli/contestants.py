@@ -8,9 +8,8 @@ from typing import Any
 
 from timm_csg.cli.checkpoint_data import settings_of
 from timm_csg.cli.checkpoints import check_local
-from timm_csg.cli.runs import RunFolder
+from timm_csg.cli.runs import RunFolder, file_stem
 from timm_csg.cli.settings import WHERE_OPTIONS, TrainSettings
-from timm_csg.cli.spelling import file_stem
 
 
 def expand(checkpoints: Sequence[str]) -> dict[str, str]:

@@ -28,7 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from timm_csg.cli.checkpoint_data import check_data_options, load_checkpoint_and_data
 from timm_csg.cli.contestants import expand, settings_for
-from timm_csg.cli.results import write_json, write_matrices, write_tables
+from timm_csg.cli.results import write_json, write_tables
 from timm_csg.cli.runs import folder_for_results
 from timm_csg.cli.settings import DATA_OPTIONS
 from timm_csg.cli.terminal import say
@@ -106,9 +106,7 @@ def evaluate(
             results["images"], results["options"] = len(found.subject.seen.targets), _options(found)
             results["checkpoints"][label] = _about(found, checkpoint) | found.numbers | {"seconds": seconds}
             if output is not None:
-                write_tables(found, class_names, label, output)
-                if csv:
-                    write_matrices(found, class_names, label, output)
+                write_tables(found, class_names, label, output, matrices=csv)
                 write_json(results, output / "metrics.json")
     return results
 

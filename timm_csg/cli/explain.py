@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from timm_csg import explain as methods_module
 from timm_csg import labels
 from timm_csg.checkpoint import replacing
+from timm_csg.checks import check_choice, nearest
 from timm_csg.cli.checkpoint_data import check_data_options, load_with_input
 from timm_csg.cli.classes import class_names, match_classes
 from timm_csg.cli.commands.explain import FILTERS, METHODS
 from timm_csg.cli.contrast import versus_class
 from timm_csg.cli.data import open_split
 from timm_csg.cli.preprocessing import read_input
-from timm_csg.cli.runs import folder_for_results
+from timm_csg.cli.runs import file_stem, folder_for_results
 from timm_csg.cli.settings import IMAGE_OPTIONS, TrainSettings
-from timm_csg.cli.spelling import check_choice, did_you_mean, file_stem
 from timm_csg.explain import Contrast, PredictionExplanation
 from timm_csg.pictures import ImageError, find_pictures, shown
 from timm_csg.plots import contrast_figure, overlay
@@ -96,7 +96,7 @@ def explain(
         CheckpointError, HubError: If the checkpoint cannot be loaded.
     """
     for name in methods:
-        check_choice("method", name, [*METHODS, FILTERS])
+        check_choice("--method", name, (*METHODS, FILTERS))
     if top < 1:
         raise ValueError(f"--top must be at least 1, but is {top}.")
     check_data_options(data_options, IMAGE_OPTIONS)
@@ -151,7 +151,8 @@ def _files(images: Sequence[str | Path]) -> Iterator[Path]:
     for path in (Path(image).expanduser() for image in images):
         if not path.is_dir():
             if not path.exists():
-                raise ValueError(f"{shown(str(path))} does not exist{_neighbour(path)}")
+                beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+                raise ValueError(f"{shown(str(path))} does not exist.{nearest(path.name, beside)}")
             yield path
             continue
         found = find_pictures(path)
@@ -159,11 +160,6 @@ def _files(images: Sequence[str | Path]) -> Iterator[Path]:
         if not found.pictures:
             raise ValueError(f"{shown(str(path))} holds no pictures.")
         yield from (path / picture for pictures in found.pictures.values() for picture in pictures)
-
-
-def _neighbour(path: Path) -> str:
-    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    return did_you_mean(path.name, beside) or "."
 
 
 def _class_names(checkpoint: str, model: nn.Module, settings: TrainSettings | None, *, must_fit: bool) -> list[str]:

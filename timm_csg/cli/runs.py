@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ from filelock import FileLock, Timeout
 from timm_csg.checkpoint import replacing
 from timm_csg.cli.distributed import told_by_first
 from timm_csg.cli.settings import MACHINE_OPTIONS, STANDARD, TrainSettings
-from timm_csg.cli.spelling import file_stem
 from timm_csg.manifest import CONFIG
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as ``replacing`` names them
@@ -153,6 +153,16 @@ class RunFolder:
                 if lock.is_locked:
                     Path(lock.lock_file).unlink(missing_ok=True)
                     lock.release()
+
+
+def file_stem(text: str) -> str:
+    """A text as the first part of a file's name: without separators, and short enough for a suffix.
+
+    Example:
+        >>> file_stem("run/paper"), len(file_stem("a" * 300))
+        ('run_paper', 150)
+    """
+    return os.fsencode(re.sub(r'[/\\:*?"<>|\x00-\x1f]', "_", text))[:150].decode("utf-8", "ignore")
 
 
 def free_folder(*parts: str, folder: Path = Path("runs")) -> Path:
