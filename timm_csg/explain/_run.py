@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_csg.checks import check_choice
-from timm_csg.explain.inputs import class_by_name
+from timm_csg.explain.inputs import Images, as_batch, class_by_name
 from timm_csg.mechanisms.base import Mechanism
 from timm_csg.model import is_differentiated
 from timm_csg.running import as_input, check_whole
@@ -75,6 +75,13 @@ def borrowed(model: nn.Module) -> Iterator[Any]:
             parameter.requires_grad_(True)
         for module in training:
             module.training = True
+
+
+@contextmanager
+def looking_at(model: nn.Module, images: Images) -> Iterator[tuple[Any, Tensor]]:
+    """``borrowed``, and the images as a batch for that model: how every explanation begins."""
+    with borrowed(model) as inner:
+        yield inner, as_batch(inner, images)
 
 
 def class_indices(targets: Targets, logits: Tensor, model: Any = None) -> Tensor:

@@ -13,14 +13,14 @@ from timm_csg.explain._run import (
     Path,
     StageRun,
     Targets,
-    borrowed,
+    looking_at,
     readable,
     resized,
     run_head,
     run_stage,
 )
 from timm_csg.explain.gradients import backward_with_features
-from timm_csg.explain.inputs import Images, as_batch
+from timm_csg.explain.inputs import Images
 from timm_csg.head import effective_weight, find_classifier, probe_head
 from timm_csg.metrics.display import in_one_line
 from timm_csg.metrics.gate import owned_filters
@@ -69,8 +69,7 @@ def cam(model: nn.Module, images: Images, targets: Targets = None, *, upsample: 
         >>> cam(model, torch.zeros(1, 3, 64, 64), upsample=False).shape
         torch.Size([1, 2, 2])
     """
-    with borrowed(model) as inner:
-        images = as_batch(inner, images)
+    with looking_at(model, images) as (inner, images):
         run = run_stage(inner, images, targets)
         if head_kind(inner, run.features) != "linear":
             raise ValueError(
@@ -116,8 +115,7 @@ def grad_cam(
         >>> grad_cam(model, torch.zeros(1, 3, 64, 64), targets=1).shape
         torch.Size([1, 64, 64])
     """
-    with borrowed(model) as inner:
-        images = as_batch(inner, images)
+    with looking_at(model, images) as (inner, images):
         return readable(_sized(_grad_cam(inner, run_stage(inner, images, targets, path), images), images, upsample))
 
 
@@ -144,8 +142,7 @@ def guided_grad_cam(model: nn.Module, images: Images, targets: Targets = None) -
         >>> guided_grad_cam(model, torch.zeros(1, 3, 64, 64)).shape
         torch.Size([1, 3, 64, 64])
     """
-    with borrowed(model) as inner:
-        images = as_batch(inner, images)
+    with looking_at(model, images) as (inner, images):
         signal, features, indices = backward_with_features(inner, images, targets, "guided")
         maps = _sized(_grad_cam(inner, run_head(inner, features, indices), images), images, upsample=True)
         return readable(signal * maps[:, None])
@@ -187,9 +184,8 @@ def owner_map(
         >>> owner_map(model, torch.zeros(1, 3, 64, 64), upsample=False).shape
         torch.Size([1, 2, 2])
     """
-    with borrowed(model) as inner:
+    with looking_at(model, images) as (inner, images):
         owned = own_filters(inner)
-        images = as_batch(inner, images)
         run = run_stage(inner, images, targets, path)
         evidence = _gradient_maps(inner, run, images) * to_maps(inner, run.features, images)
         maps = torch.einsum("bfhw,bf->bhw", evidence, owned[run.targets].to(evidence.dtype))
@@ -238,8 +234,7 @@ def coarse_map(
         >>> coarse_map(model, torch.zeros(1, 3, 64, 64), upsample=False).shape
         torch.Size([1, 2, 2])
     """
-    with borrowed(model) as inner:
-        images = as_batch(inner, images)
+    with looking_at(model, images) as (inner, images):
         run = run_stage(inner, images, targets, path)
         gradient = _gradient_maps(inner, run, images)
         maps = (F.relu(gradient) * to_maps(inner, run.features, images)).sum(dim=1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from timm_csg.explain._grid import to_maps
-from timm_csg.explain._run import Targets, borrowed, picked, readable, resized, run_stage
+from timm_csg.explain._run import Targets, looking_at, picked, readable, resized, run_stage
 from timm_csg.explain.class_maps import _gradient_maps
-from timm_csg.explain.inputs import Images, as_batch
+from timm_csg.explain.inputs import Images
 from timm_csg.mechanisms.assigned import AssignedFilters
 from timm_csg.model import is_differentiated
 
@@ -39,7 +39,7 @@ def evidence_map(model: nn.Module, images: Images, targets: Targets = None, *, u
         >>> evidence_map(model, torch.zeros(1, 3, 64, 64), upsample=False).shape
         torch.Size([1, 2, 2])
     """
-    with borrowed(model) as inner:
+    with looking_at(model, images) as (inner, images):
         parts = inner.mechanism.modules() if is_differentiated(inner) else ()
         assigned = next((part for part in parts if isinstance(part, AssignedFilters)), None)
         if assigned is None:
@@ -47,7 +47,6 @@ def evidence_map(model: nn.Module, images: Images, targets: Targets = None, *, u
                 f"{type(inner).__name__} has no assigned filters, whose averages the map is measured against; use "
                 "explain.grad_cam, or differentiate() and train with mechanism='assigned'."
             )
-        images = as_batch(inner, images)
         run = run_stage(inner, images, targets, "gated")
         maps = (_gradient_maps(inner, run, images) * to_maps(inner, run.features, images)).sum(dim=1)
         logit = picked(run.logits, run.targets) - assigned.bias[run.targets]

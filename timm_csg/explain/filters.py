@@ -13,7 +13,7 @@ from timm_csg.explain._run import (
     Path,
     StageRun,
     Targets,
-    borrowed,
+    looking_at,
     masked,
     per_filter,
     readable,
@@ -22,7 +22,7 @@ from timm_csg.explain._run import (
     unwrap,
 )
 from timm_csg.explain.class_maps import head_kind
-from timm_csg.explain.inputs import Images, Loader, as_batch, image_batches
+from timm_csg.explain.inputs import Images, Loader, image_batches
 from timm_csg.mechanisms.assigned import AssignedFilters
 from timm_csg.metrics.display import in_one_line
 from timm_csg.model import is_differentiated
@@ -92,8 +92,7 @@ def filter_maps(model: nn.Module, images: Images, filters: Filters = None, *, up
         >>> filter_maps(model, torch.zeros(1, 3, 64, 64), [3, 5]).shape
         torch.Size([1, 2, 64, 64])
     """
-    with borrowed(model) as inner, torch.no_grad():
-        images = as_batch(inner, images)
+    with looking_at(model, images) as (inner, images), torch.no_grad():
         features = masked(inner, inner.forward_features(as_input(inner, images)))
         maps = to_maps(inner, features, images)
         chosen = maps[:, _filter_indices(filters, maps.shape[1], maps.device)]
@@ -126,8 +125,7 @@ def class_filters(
         >>> found.filters.shape, found.exact
         (torch.Size([1, 3]), True)
     """
-    with borrowed(model) as inner:
-        images = as_batch(inner, images)
+    with looking_at(model, images) as (inner, images):
         run = run_stage(inner, images, targets, path)
         contribution = contributions(inner, run)
         check_top(top, contribution.shape[1])

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from timm_csg.explain._run import Targets, borrowed, class_indices, picked, readable
-from timm_csg.explain.inputs import Images, as_batch
+from timm_csg.explain._run import Targets, class_indices, looking_at, picked, readable
+from timm_csg.explain.inputs import Images
 from timm_csg.running import as_input
 
 Rule = Literal["gradient", "deconvnet", "guided"]
@@ -69,9 +69,7 @@ def gradient(model: nn.Module, images: Images, targets: Targets = None) -> Tenso
         >>> gradient(model, torch.zeros(1, 3, 32, 32)).shape
         torch.Size([1, 3, 32, 32])
     """
-    with borrowed(model) as inner:
-        images = as_batch(inner, images)
-        return readable(backward(inner, images, targets, "gradient"))
+    return _in_the_pixels(model, images, targets, "gradient")
 
 
 def deconvnet(model: nn.Module, images: Images, targets: Targets = None) -> Tensor:
@@ -100,9 +98,7 @@ def deconvnet(model: nn.Module, images: Images, targets: Targets = None) -> Tens
         >>> deconvnet(model, torch.zeros(1, 3, 32, 32), 1).shape
         torch.Size([1, 3, 32, 32])
     """
-    with borrowed(model) as inner:
-        images = as_batch(inner, images)
-        return readable(backward(inner, images, targets, "deconvnet"))
+    return _in_the_pixels(model, images, targets, "deconvnet")
 
 
 def guided_backprop(model: nn.Module, images: Images, targets: Targets = None) -> Tensor:
@@ -126,9 +122,7 @@ def guided_backprop(model: nn.Module, images: Images, targets: Targets = None) -
         >>> guided_backprop(model, torch.zeros(1, 3, 32, 32), 1).shape
         torch.Size([1, 3, 32, 32])
     """
-    with borrowed(model) as inner:
-        images = as_batch(inner, images)
-        return readable(backward(inner, images, targets, "guided"))
+    return _in_the_pixels(model, images, targets, "guided")
 
 
 def activation_counts(model: nn.Module, images: Images) -> dict[str, int]:
@@ -149,16 +143,15 @@ def activation_counts(model: nn.Module, images: Images) -> dict[str, int]:
         >>> activation_counts(timm.create_model("test_resnet"), torch.zeros(1, 3, 32, 32))
         {'ReLU': 12}
     """
-    with borrowed(model) as inner:
-        images = as_batch(inner, images)
+    with looking_at(model, images) as (inner, images):
         leaf = as_input(inner, images[:1], copy=True).requires_grad_()
         rectifiers, others, _ = _activations(inner.forward_head(inner.forward_features(leaf)))
         return dict(sorted((Counter(name for _, name in rectifiers) + others).items()))
 
 
-def backward(model: Any, images: Tensor, targets: Targets, rule: Rule) -> Tensor:
-    """The signal in the pixels by one of the three rules; inside ``borrowed``."""
-    return backward_with_features(model, images, targets, rule)[0]
+def _in_the_pixels(model: nn.Module, images: Images, targets: Targets, rule: Rule) -> Tensor:
+    with looking_at(model, images) as (inner, images):
+        return readable(backward_with_features(inner, images, targets, rule)[0])
 
 
 def backward_with_features(model: Any, images: Tensor, targets: Targets, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:

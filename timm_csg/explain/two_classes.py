@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from timm_csg.explain._grid import to_maps
-from timm_csg.explain._run import Path, StageRun, borrowed, per_filter, picked, readable, resized, run_head
+from timm_csg.explain._run import Path, StageRun, looking_at, per_filter, picked, readable, resized, run_head
 from timm_csg.explain.filters import check_top, filter_matrix, is_exact
-from timm_csg.explain.inputs import Images, as_batch
+from timm_csg.explain.inputs import Images
 from timm_csg.labels import class_index, class_names
 from timm_csg.metrics import owners
 from timm_csg.metrics.display import in_one_line
@@ -91,8 +91,7 @@ def contrast(
         >>> found.classes, found.filters.shape, found.maps.shape
         ((0, 1), torch.Size([1, 2]), torch.Size([1, 2, 64, 64]))
     """
-    with borrowed(model) as inner:
-        images = as_batch(inner, images)
+    with looking_at(model, images) as (inner, images):
         names = class_names(inner) or [str(index) for index in range(int(inner.num_classes))]
         classes = class_index(one, names), class_index(other, names)
         if classes[0] == classes[1]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from timm_csg.explain._grid import to_maps
-from timm_csg.explain._run import Path, StageRun, Targets, borrowed, per_filter, readable, resized, run_head
+from timm_csg.explain._run import Path, StageRun, Targets, looking_at, per_filter, readable, resized, run_head
 from timm_csg.explain.filters import check_top, contributions, filter_matrix, is_exact, shares
-from timm_csg.explain.inputs import Images, as_batch
+from timm_csg.explain.inputs import Images
 from timm_csg.labels import class_names
 from timm_csg.metrics.display import html_table, in_one_line
 from timm_csg.metrics.frames import frame_of_rows
@@ -200,8 +200,7 @@ def explain_prediction(
         >>> len(why.standard.filters), why.gated.path
         (2, 'gated')
     """
-    with borrowed(model) as inner:
-        images = as_batch(inner, images)
+    with looking_at(model, images) as (inner, images):
         with torch.no_grad():
             features = inner.forward_features(as_input(inner, images))
         run = run_head(inner, features, targets)

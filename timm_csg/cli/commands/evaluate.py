@@ -41,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--explanations", action="store_true", help="judge explanation maps, with --boxes in boxes too")
     parser.add_argument(
-        "--explanation-images", type=whole, default=left_out, metavar="N", help="images they are judged on (default: 200)"
+        "--explanation-images",
+        type=whole,
+        default=left_out,
+        metavar="N",
+        help="images they are judged on (default: 200)",
     )
     parser.add_argument("--filters", action="store_true", help="judge filters, beside the values of shuffled labels")
     parser.add_argument("--encoder", metavar="NAME", help="timm model for MonoScore; with --filters")
