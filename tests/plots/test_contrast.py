@@ -38,7 +38,7 @@ def test_wrong_sizes_are_refused(make_model, images):
     found = contrast(make_model(), images, 0, 3, upsample=False)
     with pytest.raises(ValueError, match="upsample=True"):
         contrast_figure(images, found)
-    with pytest.raises(ValueError, match="expected 3 pictures"):
+    with pytest.raises(ValueError, match="is of 3 images, but there are"):
         contrast_figure(images[:2], found)
     assert contrast_figure(images, found._replace(maps=None)).axes
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from timm_csg.explain.two_classes import Contrast
-from timm_csg.plots._figure import new_figure
-from timm_csg.plots._text import AS_IT_IS, drawable
+from timm_csg.plots._figure import AS_IT_IS, check_pictures, draw_grey, drawable, new_figure
 from timm_csg.plots.colours import filter_colour
 
 if TYPE_CHECKING:
@@ -40,10 +39,9 @@ def contrast_figure(
         ValueError: If there is not one picture for each image of the contrast, or maps have another size.
     """
     count = len(contrast.difference)
-    if pictures.ndim != 4 or pictures.shape[1] not in (1, 3) or len(pictures) != count:
-        raise ValueError(
-            f"expected {count} pictures [images, 1 or 3, height, width], but found {list(pictures.shape)}."
-        )
+    check_pictures(pictures, "pictures")
+    if len(pictures) != count:
+        raise ValueError(f"the contrast is of {count} images, but there are {len(pictures)} pictures; pass the same.")
     if contrast.maps is not None and contrast.maps.shape[2:] != pictures.shape[2:]:
         raise ValueError("the maps must have the size of the pictures; make the contrast with upsample=True.")
     one, other = (str(index) if names is None else names[index] for index in contrast.classes)
@@ -59,8 +57,7 @@ def contrast_figure(
 
 def _draw_picture(axes: Any, picture: Tensor, contrast: Contrast, row: int) -> None:
     axes.set_axis_off()
-    grey = picture.detach().float().clamp(0, 1).cpu().mean(dim=0)
-    axes.imshow(grey, cmap="gray", vmin=0, vmax=1)
+    draw_grey(axes, picture)
     if contrast.maps is None:
         return
     strength = contrast.maps[row].detach().float().cpu().abs()
@@ -77,7 +74,9 @@ def _draw_bars(axes: Any, contrast: Contrast, row: int) -> None:
     added = contrast.contribution[row]
     rest = float(added.sum() - added[filters].sum())
     values = [*added[filters].tolist(), rest, float(contrast.constant[row])]
-    labels = [_label(contrast, row, index) for index in filters] + ["other filters", "no filter"]
+    stars = [" *" if bool(contrast.deciding[row, index]) else "" for index in filters]  # at those that decide
+    labels = [f"filter {index}{star}" for index, star in zip(filters, stars, strict=True)]
+    labels += ["other filters", "no filter"]
     colours = [*map(filter_colour, filters), "0.6", "0.8"]
     axes.barh(range(len(values)), values, color=colours)
     axes.set_yticks(range(len(values)), labels, fontsize=7)
@@ -85,8 +84,3 @@ def _draw_bars(axes: Any, contrast: Contrast, row: int) -> None:
     axes.axvline(0, color="0.3", linewidth=0.8)
     axes.tick_params(axis="x", labelsize=7)
     axes.spines[["top", "right", "left"]].set_visible(False)
-
-
-def _label(contrast: Contrast, row: int, index: int) -> str:
-    """The filter's number, with a star if it is one of those that decide."""
-    return f"filter {index}{' *' if bool(contrast.deciding[row, index]) else ''}"

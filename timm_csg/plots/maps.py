@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from timm_csg.plots._figure import new_figure
-from timm_csg.plots._text import AS_IT_IS, drawable
+from timm_csg.plots._figure import AS_IT_IS, check_pictures, draw_grey, drawable, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,11 +41,11 @@ def map_figure(columns: Mapping[str, Tensor | tuple[Tensor, Tensor]], *, title: 
         for row in range(rows):
             axes = grid[row, at]
             axes.set_axis_off()
-            channels = pictures[row].detach().float().clamp(0, 1).cpu()
             if maps is None:
+                channels = pictures[row].detach().float().clamp(0, 1).cpu()
                 axes.imshow(channels.expand(3, -1, -1).permute(1, 2, 0))
                 continue
-            axes.imshow(channels.mean(dim=0), cmap="gray", vmin=0, vmax=1)
+            draw_grey(axes, pictures[row])
             heat, peak = maps[row].detach().float().cpu(), float(maps[row].max())
             if peak > 0:
                 axes.imshow(heat / peak, cmap="inferno", vmin=0, vmax=1, alpha=0.55)
@@ -64,10 +63,7 @@ def _checked(columns: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> int:
     rows = set()
     for name, value in columns.items():
         pictures, maps = value if isinstance(value, tuple) else (value, None)
-        if pictures.ndim != 4 or pictures.shape[1] not in (1, 3):
-            raise ValueError(
-                f"{name!r} must be pictures [images, 1 or 3, height, width], but has shape {list(pictures.shape)}."
-            )
+        check_pictures(pictures, repr(name))
         if maps is not None and maps.shape != (len(pictures), *pictures.shape[2:]):
             raise ValueError(
                 f"the maps of {name!r} must be {[len(pictures), *pictures.shape[2:]]}, but are {list(maps.shape)}; "

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from timm_csg.plots._figure import new_figure
-from timm_csg.plots._text import AS_IT_IS, drawable
+from timm_csg.plots._figure import AS_IT_IS, drawable, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
