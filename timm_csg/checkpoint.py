@@ -33,6 +33,7 @@ from timm_csg.building import check_buildable
 from timm_csg.head import find_classifier
 from timm_csg.labels import data_config, label_entries
 from timm_csg.manifest import ASSETS, CONFIG, FORMAT, MECHANISM, METRICS, README, WEIGHTS
+from timm_csg.mechanisms.base import Mechanism
 from timm_csg.model import DifferentiatedModel, plain
 from timm_csg.stage import find_stage
 from timm_csg.tensors import Header, merged_state, misfits, remedy, with_counters
@@ -131,34 +132,38 @@ def save_pretrained(
     size = config["pretrained_cfg"]["input_size"]
     facts = card.Facts("", "", metrics, base_model, (), labels.get("label_names", ()), size, _layer(made))
     readme = _readme(model, directory, facts)
+    texts = {README: readme, METRICS: None if metrics is None else _to_json(metrics)}
+    texts = {name: text for name, text in texts.items() if text is not None}
     with ExitStack() as stack:
         # Renamed in the reverse order of this list when the stack unwinds: config.json last.
-        config_file = stack.enter_context(replacing(directory / CONFIG))
-        if readme is not None:
-            readme_file = stack.enter_context(replacing(directory / README))
-            readme_file.write_text(readme, encoding="utf-8", newline="")
-        if metrics is not None:
-            metrics_file = stack.enter_context(replacing(directory / METRICS))
-            metrics_file.write_text(_to_json(metrics))
-        mechanism_file = stack.enter_context(replacing(directory / MECHANISM))
-        weights_file = stack.enter_context(replacing(directory / WEIGHTS))
-        safetensors.torch.save_file(mechanism_state, mechanism_file, metadata={"format": "pt"})
-        safetensors.torch.save_file(weights, weights_file, metadata={"format": "pt"})
-        config["timm_csg"] = {
-            "format": FORMAT,
-            "mechanism": model.mechanism.name,
-            "config": model.mechanism.config.to_dict(),
-            "acts_without_targets": model.mechanism.acts_without_targets,
-            "versions": {"timm_csg": __version__, "timm": timm.__version__, "torch": str(torch.__version__)},
-            "base_model": base_model,
-            "base_revision": base_revision,
-            "sha256": {WEIGHTS: manifest.sha256(weights_file), MECHANISM: manifest.sha256(mechanism_file)},
-        }
+        names = [CONFIG, *texts, MECHANISM, WEIGHTS]
+        files = {name: stack.enter_context(replacing(directory / name)) for name in names}
+        for name, text in texts.items():
+            files[name].write_text(text, encoding="utf-8", newline="")
+        safetensors.torch.save_file(mechanism_state, files[MECHANISM], metadata={"format": "pt"})
+        safetensors.torch.save_file(weights, files[WEIGHTS], metadata={"format": "pt"})
+        config["timm_csg"] = _own_entry(model.mechanism, files, base_model, base_revision)
         config["timm_csg"]["sha256"][CONFIG] = manifest.fingerprint(config)
-        config_file.write_text(_to_json(config))
+        files[CONFIG].write_text(_to_json(config))
     if metrics is None:
         (directory / METRICS).unlink(missing_ok=True)  # it described other weights
     return directory
+
+
+def _own_entry(
+    mechanism: Mechanism, files: Mapping[str, Path], base_model: str | None, base_revision: str | None
+) -> dict[str, Any]:
+    """The entry ``"timm_csg"`` of ``config.json``, but for the config's own checksum."""
+    return {
+        "format": FORMAT,
+        "mechanism": mechanism.name,
+        "config": mechanism.config.to_dict(),
+        "acts_without_targets": mechanism.acts_without_targets,
+        "versions": {"timm_csg": __version__, "timm": timm.__version__, "torch": str(torch.__version__)},
+        "base_model": base_model,
+        "base_revision": base_revision,
+        "sha256": {name: manifest.sha256(files[name]) for name in (WEIGHTS, MECHANISM)},
+    }
 
 
 def save_plain(

@@ -143,13 +143,8 @@ def _download(repo_id: str, revision: str | None, source: str, *, force_download
     """The folder in the cache with the three files of one commit; the config is checked before the rest is fetched."""
     options |= {"force_download": force_download, "library_name": "timm_csg", "library_version": __version__}
     with explained(f"load {source}", repo_id):
-        try:
-            config_file = Path(hf_hub_download(repo_id, CONFIG, revision=revision, **options))
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError):
-                raise
-            raise CheckpointError(f"{source} holds no model of timm or timm_csg: it has no {CONFIG}.") from error
-        folder = config_file.parent
+        missing = f"{source} holds no model of timm or timm_csg: it has no {CONFIG}."
+        folder = _download_file(repo_id, CONFIG, missing, revision=revision, **options).parent
         try:
             Manifest.read(folder, source)
         except UnreadableConfigError:
@@ -157,10 +152,15 @@ def _download(repo_id: str, revision: str | None, source: str, *, force_download
         except CheckpointError as error:
             raise type(error)(f"{source}: {error}") from error
         for file in (MECHANISM, WEIGHTS):
-            try:
-                hf_hub_download(repo_id, file, revision=folder.name, **options)
-            except EntryNotFoundError as error:
-                if isinstance(error, LocalEntryNotFoundError):
-                    raise
-                raise CheckpointError(f"the checkpoint {source} is incomplete: {file} is missing.") from error
+            missing = f"the checkpoint {source} is incomplete: {file} is missing."
+            _download_file(repo_id, file, missing, revision=folder.name, **options)
     return folder
+
+
+def _download_file(repo_id: str, file: str, missing: str, **options: Any) -> Path:
+    try:
+        return Path(hf_hub_download(repo_id, file, **options))
+    except LocalEntryNotFoundError:  # nobody was asked whether it exists
+        raise
+    except EntryNotFoundError as error:
+        raise CheckpointError(missing) from error
