@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,6 +39,7 @@ def adapt(
     *,
     amp_dtype: torch.dtype | None = None,
     progress: Callable[[int], None] | None = None,
+    distributed: bool = False,
 ) -> Adaptation:
     """Give the filters owners without training the network, in about the time of one evaluation.
 
@@ -50,6 +52,8 @@ def adapt(
         loader: Training pictures, best without augmentation: yields (images, class indices or soft targets).
         amp_dtype: Autocast dtype; None: no autocast.
         progress: Called with the number of images after each batch.
+        distributed: Call it in every process of the running process group, each with a loader of its own share: all get
+            the same assignment and classifier.
 
     Returns:
         The assignment and how well the classifier does on pictures held out from the fit.
@@ -82,6 +86,8 @@ def adapt(
         sums = sums.plus(ResponseSums.of(mechanism.responses(features, head), targets, len(sums.target)))
         labels = targets.long() if targets.ndim == 1 else targets.float()
         seen.append((head.pooled(features).flatten(1).float(), labels))
+    if distributed:
+        sums, seen = sums.of_all_processes(), _of_all_processes(seen, weight.device)
     assignment = use_sums(inner, mechanism, sums)
     inputs, targets = (torch.cat(column) for column in zip(*seen, strict=True))
     fit = fit_masked_classifier(inputs, targets, mechanism.assignment, with_bias=head.bias is not None)
@@ -89,7 +95,17 @@ def adapt(
         weight.copy_(fit.weight)
         if head.bias is not None:
             head.bias.copy_(fit.bias)
+    for parameter in (weight, head.bias) if distributed else ():
+        if parameter is not None:
+            dist.broadcast(parameter.data, 0)  # sums on a GPU may differ in the last bits
     return Adaptation(assignment, fit.penalty, fit.held_out_accuracy)
+
+
+def _of_all_processes(seen: list[tuple[Tensor, Tensor]], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """What every process saw, in the order of their ranks."""
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, [(inputs.cpu(), targets.cpu()) for inputs, targets in seen])
+    return [(inputs.to(device), targets.to(device)) for part in parts for inputs, targets in part]
 
 
 class MaskedFit(NamedTuple):

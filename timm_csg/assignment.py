@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from timm.utils.model import unwrap_model
 from torch import Tensor, nn
 
@@ -174,8 +173,7 @@ def assign_filters(
     for features, targets in features_of(inner, loader, amp_dtype=amp_dtype, progress=progress):
         sums = sums.plus(ResponseSums.of(mechanism.responses(features, inner.read_head()), targets, len(sums.target)))
     if distributed:
-        for part in sums:
-            dist.all_reduce(part)
+        sums = sums.of_all_processes()
     return use_sums(inner, mechanism, sums)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from timm_csg.mechanisms.targets import class_rows
@@ -48,6 +49,12 @@ class ResponseSums(NamedTuple):
     def plus(self, other: ResponseSums) -> ResponseSums:
         """The sums of both."""
         return ResponseSums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def of_all_processes(self) -> ResponseSums:
+        """The sums of all processes of the running process group."""
+        for part in self:
+            dist.all_reduce(part)
+        return self
 
     def mean(self) -> Tensor:
         """Mean of each filter's response [filters]."""

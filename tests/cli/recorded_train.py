@@ -14,8 +14,8 @@ from timm_csg.cli.data import Digits
 from timm_csg.cli.engine import Training
 
 rank = int(os.environ.get("RANK", 0))
-steps, samples, unshared = [], [], []
-plain_step, plain_item, plain_begin = Training._step, Digits.__getitem__, Training._begin
+steps, samples, trained = [], [], {}
+plain_step, plain_item, plain_begin, plain_run = Training._step, Digits.__getitem__, Training._begin, Training.run
 
 
 def step(self, loss, optimizer):
@@ -33,8 +33,14 @@ def begin(self, epoch, loader):
     samples.append((self.name, epoch))
 
 
+def run(self, *parts):
+    before = {name: value.clone() for name, value in self.model.state_dict().items()}
+    plain_run(self, *parts)
+    trained[self.name] = before, self.model.state_dict()
+
+
 if __name__ == "__main__":
-    Training._step, Digits.__getitem__, Training._begin = step, item, begin
+    Training._step, Digits.__getitem__, Training._begin, Training.run = step, item, begin, run
     status = main(sys.argv[2:])
-    torch.save({"steps": steps, "samples": samples}, Path(sys.argv[1]) / f"rank{rank}.pt")
+    torch.save({"steps": steps, "samples": samples, "trained": trained}, Path(sys.argv[1]) / f"rank{rank}.pt")
     sys.exit(status)

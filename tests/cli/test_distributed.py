@@ -102,19 +102,20 @@ def runs(tmp_path_factory):
     A model without BatchNorm, whose statistics are those of each process's own share; no augmentation and no dropout,
     which are drawn in each process anew.
     """
-    found = {}
-    for count in COUNTS:
-        folder = tmp_path_factory.mktemp(f"processes{count}")
-        options = "--recipe paper --model test_convnext --img-size 32 --batch-size 240 --epochs 4 --lr 0.02"
-        schedule = "--paths alternating --path-unit step --no-aug --device cpu"
-        recorder = str(Path(__file__).with_name("recorded_train.py"))
-        command = [recorder, str(folder), "train", "--output", str(folder / "run"), *options.split(), *schedule.split()]
-        out, err = torchrun(count, *command).communicate(timeout=600)
-        assert out.count("On the validation images") == 1, err
-        with (folder / "run" / "log.csv").open() as handle:
-            log = list(csv.DictReader(handle))
-        found[count] = [torch.load(folder / f"rank{rank}.pt") for rank in range(count)], log
-    return found
+    options = "--recipe paper --model test_convnext --img-size 32 --batch-size 240 --epochs 4 --lr 0.02"
+    schedule = "--paths alternating --path-unit step --no-aug --device cpu"
+    return {count: recorded(count, tmp_path_factory, f"{options} {schedule}") for count in COUNTS}
+
+
+def recorded(count, tmp_path_factory, options):
+    folder = tmp_path_factory.mktemp(f"processes{count}")
+    recorder = str(Path(__file__).with_name("recorded_train.py"))
+    command = [recorder, str(folder), "train", "--output", str(folder / "run"), *options.split()]
+    out, err = torchrun(count, *command).communicate(timeout=600)
+    assert out.count("On the validation images") == 1, err
+    with (folder / "run" / "log.csv").open() as handle:
+        log = list(csv.DictReader(handle))
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(count)], log
 
 
 @pytest.mark.slow
@@ -167,6 +168,40 @@ def test_every_sample_is_seen_once_an_epoch(count, runs):
             assert len(indices) == len(set(indices)) == 1200  # the last, incomplete batch is left out
         elif epoch[1] == 0:  # the last epoch is followed by the final measurement, in the first process
             assert sorted(indices) == list(range(596))
+
+
+@pytest.fixture(scope="module")
+def frozen_runs(tmp_path_factory):
+    """A frozen backbone with batch norms, whose statistics stay: so these too are the same in any number of processes.
+
+    Without augmentation its features are computed once, by all processes together.
+    """
+    options = "--recipe standard paper assigned --freeze backbone --no-aug --epochs 2 --lr 0.05 --batch-size 240"
+    return {count: recorded(count, tmp_path_factory, f"{options} --img-size 32 --device cpu") for count in (1, 3)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["standard", "paper", "assigned"])
+def test_frozen_backbone_ends_alike_in_all_processes(recipe, frozen_runs):
+    _, first = frozen_runs[3][0][0]["trained"][recipe]
+    for other in frozen_runs[3][0][1:]:
+        for name, value in other["trained"][recipe][1].items():
+            assert torch.equal(value, first[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["standard", "paper", "assigned"])
+def test_frozen_backbone_of_several_processes_ends_as_that_of_one(recipe, frozen_runs):
+    _, alone = frozen_runs[1][0][0]["trained"][recipe]
+    before, together = frozen_runs[3][0][0]["trained"][recipe]
+    fitted = {name for name in together if name.startswith(("mechanism.", "fc."))}
+    for name in together.keys() - fitted:
+        assert torch.equal(together[name], before[name]), name
+    if recipe == "assigned":  # other pictures are held out to choose the penalty of the classifier
+        fitted -= {"fc.weight", "fc.bias"}
+        assert torch.cosine_similarity(together["fc.weight"], alone["fc.weight"]).min() > 0.99
+    for name in fitted:
+        torch.testing.assert_close(together[name], alone[name], rtol=1e-5, atol=2e-5, msg=lambda text, n=name: n + text)
 
 
 SMALL = ["--recipe", "paper", "--img-size", "16", "--batch-size", "128", "--warmup-epochs", "0", "--device", "cpu"]

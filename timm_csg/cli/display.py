@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich import box
@@ -94,6 +95,15 @@ class LiveDisplay:
         self.progress.update(self.task, description=text)
         if not self.is_live:
             self.say(text)
+
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A pass over pictures before the first epoch, with a bar of its own; call with the number of each batch."""
+        if not self.is_live:
+            self.say(what)
+        task = self.progress.add_task(what, total=total)
+        yield lambda count: self.progress.update(task, advance=count)
+        self.progress.remove_task(task)
 
     def _left(self) -> str:
         return f"about {TimeRemainingColumn().render(self.progress.tasks[0])} left"

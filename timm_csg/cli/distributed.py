@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from timm.utils import distribute_bn
 from timm.utils.distributed import init_distributed_device_so, is_distributed_env, world_info_from_env
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.utils.data import Sampler
 
@@ -74,6 +74,13 @@ class Processes:
         box = [value]
         dist.broadcast_object_list(box, device=self.device)
         return box[0]
+
+    def complete_(self, rows: Tensor) -> None:
+        """Give all processes all rows of a tensor on the CPU, in place; each has its own, and 0 in those of others."""
+        for part in rows.split(1024) if self.count > 1 else ():
+            total = part.to(self.device, torch.float32 if part.is_floating_point() else part.dtype)
+            dist.all_reduce(total)
+            part.copy_(total)
 
     @torch.no_grad()
     def share_buffers(self, model: nn.Module) -> None:

@@ -99,22 +99,18 @@ class Training(TrainingMixin):
 
         Args:
             plain: This process's share of the training images, without augmentation.
-
-        Raises:
-            TrainingError: If a frozen backbone is to be fitted by several processes.
         """
         if not self.assigns:
             return
         if self.settings.freeze != "backbone":
             averages = [] if self.ema is None else [self.ema.module]
             self.assign_filters(self.model, plain, averages=averages, amp_dtype=self.amp_dtype)
-        elif self.processes.count > 1:
-            raise TrainingError("--freeze backbone fits the classifier in one process; start it without torchrun.")
         elif not self.epochs_done:
-            adapt(self.model, plain, amp_dtype=self.amp_dtype)
+            adapt(self.model, plain, amp_dtype=self.amp_dtype, distributed=self.processes.count > 1)
             if self.ema is not None:
                 self.ema.set(self.model)
             self.epochs_done = self.settings.epochs
+            self._keep()
 
     def run(
         self,
@@ -143,9 +139,8 @@ class Training(TrainingMixin):
             row |= self._evaluate(validation) | {"seconds": round(time.perf_counter() - start, 2)}
             self.history.append(row)
             self.epochs_done += 1
+            self._keep()
             if self.processes.is_first:
-                with writing(self.state_file.parent):
-                    self._save()
                 epoch_done(row)
 
     def _begin(self, epoch: int, loader: Loader) -> None:
@@ -166,7 +161,7 @@ class Training(TrainingMixin):
         updates = self.epochs_done * len(loader)
         for index, (images, targets) in enumerate(loader):
             images, targets = images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
-            if self.settings.channels_last:
+            if self.settings.channels_last and images.ndim == 4:  # features of a frozen backbone may be tokens
                 images = images.contiguous(memory_format=torch.channels_last)
             path = self._path()
             with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
@@ -264,6 +259,11 @@ class Training(TrainingMixin):
 
     def _parts(self) -> dict[str, Any]:
         return {"model": self.model, "ema": self.ema, "scaler": self.scaler}
+
+    def _keep(self) -> None:
+        if self.processes.is_first:
+            with writing(self.state_file.parent):
+                self._save()
 
     def _save(self) -> None:
         self.state_file.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from timm_csg.cli.data import Data, load_data
 from timm_csg.cli.display import LiveDisplay
 from timm_csg.cli.distributed import Processes, joined
 from timm_csg.cli.engine import Training
+from timm_csg.cli.frozen import without_frozen_layers
 from timm_csg.cli.logs import EpochLog
 from timm_csg.cli.report import report_of_run
 from timm_csg.cli.results import measure_training, write_figures, write_json, write_log
@@ -112,7 +113,8 @@ class _Run:
         self.display.start(name, self.settings.epochs, training.history, steps)
         try:
             training.assign(data.own_plain_train)
-            training.run(data.train, data.own_validation, self.display.batch, partial(self._epoch, training))
+            batches = without_frozen_layers(training, data.train, self.display)
+            training.run(batches, data.own_validation, self.display.batch, partial(self._epoch, training))
         except KeyboardInterrupt:
             if self.processes.count == 1:  # of several, some may be in the middle of a step that the others wait for
                 self._save_interrupted(training)
