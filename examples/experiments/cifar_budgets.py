@@ -12,6 +12,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cifar_resnet20 import Batches
+from ideal_owners import ideal_owners
 
 import timm_csg
 from timm_csg import measuring, metrics
@@ -59,6 +60,7 @@ def measure(model: nn.Module, test: Batches, classes: int) -> dict:
     targets = seen.targets
     mutual = metrics.mutual_information(seen.features.to(test.images.device), targets, classes).cpu()
     result = {"accuracy": metrics.accuracy(seen.logits, targets), "MIS": float(mutual.amax(dim=0).mean())}
+    result |= ideal_owners(seen.logits.cpu(), targets.cpu(), classes)
     result["purity"] = float(metrics.purity(seen.features, targets, classes, count=20).mean())
     result["selectivity"] = float(metrics.class_selectivity(seen.features, targets, classes).mean())
     owners = metrics.owners(mutual)

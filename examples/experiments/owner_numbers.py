@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from frozen_animals import Animals
+from ideal_owners import ideal_owners
 from torch import nn
 
 import timm_csg
@@ -19,7 +20,7 @@ def measure(model: nn.Module, animals: Animals, owners: torch.Tensor | None = No
     classes, loader, targets = len(animals.classes), animals.measured(), animals.test_targets
     seen = measuring.collect(model, loader)
     mutual = metrics.mutual_information(seen.features, targets, classes)
-    result = {"accuracy": metrics.accuracy(seen.logits, targets)}
+    result = {"accuracy": metrics.accuracy(seen.logits, targets)} | ideal_owners(seen.logits, targets, classes)
     if timm_csg.is_differentiated(model):
         owners = model.mechanism.class_filter_matrix().cpu()
         result |= {
