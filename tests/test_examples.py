@@ -335,3 +335,19 @@ def test_maps_are_judged_and_tabled(run_example, cifar, tmp_path):
     text = run_example("judge_maps_table", output)
     assert text.count("| assigned, ") == 3
     assert "deletion" in text
+
+
+def test_frozen_layers_look_at_a_picture_once(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES / "experiments"))
+    convolution, seen = torch.nn.Conv2d(3, 2, 1), []
+    once = importlib.import_module("frozen_once").FrozenOnce(convolution)
+    convolution.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    images = torch.rand(2, 3, 4, 4)[[0, 1, 0]]
+    torch.testing.assert_close(once(images), convolution(images))
+    torch.testing.assert_close(once(images[1:]), convolution(images[1:]))
+    assert seen == [2, 3, 2]  # the second and the last are the convolution itself
+    with torch.no_grad():
+        convolution.weight.neg_()
+    torch.testing.assert_close(once(images), convolution(images))
+    once(images.requires_grad_()).sum().backward()
+    assert images.grad.abs().sum() > 0

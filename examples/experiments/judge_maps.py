@@ -21,6 +21,7 @@ from animal_pictures import read_pictures
 from fine_tuning import fine_tuned
 from fine_tuning import parse as fine_tuning_options
 from frozen_animals import choose, frozen_features, load_network
+from frozen_once import FrozenOnce
 from map_makers import makers_for
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -43,6 +44,8 @@ def cifar10(args: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor, None]:
     else:
         model = timm.create_model("resnet20_cifar")
         model.load_state_dict(load_file(args.weights))
+    model.conv1 = FrozenOnce(model.conv1, model.bn1, model.act1, model.layer1, model.layer2)
+    model.bn1 = model.act1 = model.layer1 = model.layer2 = nn.Identity()
     images, targets = (part[: args.images] for part in load_cifar(args.data, "test"))
     ((images, targets),) = Batches(images, targets, len(images), is_training=False)
     return model.eval(), images, targets, None
@@ -56,8 +59,7 @@ def animals(args: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor, Tensor
     made = frozen_features(args.weights, Path(args.data), 160, Path(args.cache))
     trained, _ = fine_tuned(choose(made), fine_tuning_options(options), rate, args.seed)
     whole = load_network(args.weights, len(made["classes"])).eval()
-    trained.conv_stem, trained.bn1 = whole.conv_stem, whole.bn1
-    trained.blocks = nn.Sequential(*whole.blocks[:-1], *trained.blocks)
+    trained.conv_stem = FrozenOnce(whole.conv_stem, whole.bn1, *whole.blocks[:-1])
     pictures, names = read_pictures(Path(args.data) / "test.tar")
     rows = torch.linspace(0, len(names) - 1, args.images).round().long().tolist()
     resize = v2.Resize((160, 160), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)

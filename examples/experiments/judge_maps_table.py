@@ -1,4 +1,4 @@
-"""Tables in Markdown of what judge_maps.py wrote: scores, and seconds for 1,000 pictures.
+"""Tables in Markdown of what judge_maps.py wrote: means over seeds ± their spread (chance).
 
 python examples/experiments/judge_maps_table.py judged.jsonl
 """
@@ -8,29 +8,38 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
+
+from map_makers import BASELINES, MAKERS
 
 from timm_csg.judging import JUDGES
 
+SHORT = {"pointing_game": "pointing", "energy_inside": "energy", "weight_randomisation": "weights ↓"}
+SHORT |= {"deletion": "deletion ↓", "random_logit": "other class ↓"}
+Answers = dict[str, dict[int, dict]]
+"""The answer of each judge for each seed."""
 
-def read(files: list[Path]) -> dict[tuple[str, str, str], dict[str, list[dict]]]:
-    """Answers of all seeds by (set, model, map) and judge."""
-    found: dict[tuple[str, str, str], dict[str, list[dict]]] = {}
+
+def read(files: list[Path]) -> dict[tuple[str, str, str], Answers]:
+    """Answers by (set, model, map), judge and seed; the last one counts."""
+    found: dict[tuple[str, str, str], Answers] = {}
     for line in (json.loads(line) for file in files for line in file.read_text().splitlines()):
-        answers = found.setdefault((line["set"], line["model"], line["map"]), {})
+        model = "(none)" if line["map"] in BASELINES else line["model"]
+        answers = found.setdefault((line["set"], model, line["map"]), {})
         for judge in JUDGES:
             if judge in line:
-                answers.setdefault(judge, []).append(line[judge] | {"images": line["images"]})
+                answers.setdefault(judge, {})[line["seed"]] = line[judge]
     return found
 
 
-def cell(answers: list[dict]) -> str:
+def cell(answers: list[dict], *, with_chance: bool) -> str:
     """Mean over seeds, with their spread, and chance."""
     if not answers:
         return "–"
     scores = [answer["score"] for answer in answers]
     spread = f" ± {stdev(scores):.3f}" if len(scores) > 1 else ""
-    return short(f"{mean(scores):.3f}{spread} ({mean(answer['chance'] for answer in answers):.2f})")
+    chance = f" ({mean(answer['chance'] for answer in answers):.2f})" if with_chance else ""
+    return short(f"{mean(scores):.3f}{spread}{chance}")
 
 
 def short(text: str) -> str:
@@ -38,23 +47,25 @@ def short(text: str) -> str:
     return text.replace("0.", ".")
 
 
-def table(found: dict, name: str) -> str:
-    """All maps of one set under every judge that was asked."""
-    lines = {key[1:]: answers for key, answers in found.items() if key[0] == name}
+def the_same(chances: set[float]) -> str:
+    """Chance in brackets, if it is the same for all maps."""
+    return short(f" ({min(chances)})") if len(chances) == 1 else ""
+
+
+def table(lines: dict[tuple[str, str], Answers]) -> str:
+    """All maps of one set under every judge that was asked; chance in the head where it is the same for all maps."""
     judges = [judge for judge in JUDGES if any(judge in answers for answers in lines.values())]
-    head = f"| model, map | {' | '.join(judges)} |\n|---|{'---|' * len(judges)}\n"
-    rows = [
-        f"| {model}, {maps} | {' | '.join(cell(answers.get(judge, [])) for judge in judges)} |"
-        for (model, maps), answers in lines.items()
-    ]
-    return head + "\n".join(rows)
-
-
-def seconds(found: dict, name: str, maps: str) -> str:
-    """Seconds for 1,000 pictures of each judge with one kind of map."""
-    answers = found.get((name, "assigned", maps), {})
-    times = {judge: mean(1000 * one["seconds"] / one["images"] for one in all_) for judge, all_ in answers.items()}
-    return ", ".join(f"{judge} {value:.0f}" for judge, value in times.items())
+    every = {judge: [one for answers in lines.values() for one in answers.get(judge, {}).values()] for judge in judges}
+    chances = {judge: {round(one["chance"], 2) for one in answers} for judge, answers in every.items()}
+    heads = [SHORT.get(judge, judge.replace("_", " ")) + the_same(chances[judge]) for judge in judges]
+    rows = [f"| model, map | {' | '.join(heads)} |", f"|---|{'---|' * len(judges)}"]
+    order = ["assigned", "standard", "(none)"], list(MAKERS)
+    for model, maps in sorted(lines, key=lambda key: (order[0].index(key[0]), order[1].index(key[1]))):
+        answers = lines[model, maps]
+        cells = [cell(list(answers.get(judge, {}).values()), with_chance=len(chances[judge]) > 1) for judge in judges]
+        rows.append(f"| {model}, {maps} | {' | '.join(cells)} |")
+    errors = [short(f"{median(one['error'] for one in every[judge]):.3f}") for judge in judges]
+    return "\n".join([*rows, f"| standard error over pictures, median | {' | '.join(errors)} |"])
 
 
 def main(arguments: list[str] | None = None) -> str:
@@ -63,8 +74,7 @@ def main(arguments: list[str] | None = None) -> str:
     found = read(parser.parse_args(arguments).files)
     parts = []
     for name in sorted({key[0] for key in found}):
-        parts.append(table(found, name))
-        parts.append(f"Seconds for 1,000 pictures of {name}, evidence map: {seconds(found, name, 'evidence map')}")
+        parts.append(table({key[1:]: answers for key, answers in found.items() if key[0] == name}))
     text = "\n\n".join(parts)
     print(text)
     return text

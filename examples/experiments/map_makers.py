@@ -47,7 +47,7 @@ def captum_layer(model, images, targets):
 def torch_cam(name, model, images, targets):
     """One of torch-cam's, up-sampled."""
     with getattr(torchcam.methods, name)(model, last_layer(model), input_shape=tuple(images.shape[1:])) as extractor:
-        found = extractor(targets.tolist(), model(images.requires_grad_()))[0]
+        found = extractor(targets.tolist(), model(images))[0]
     return F.interpolate(found[:, None].detach(), images.shape[-2:], mode="bilinear")[:, 0]
 
 
@@ -76,10 +76,10 @@ MAKERS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     "grad-cam HiResCAM": partial(grad_cam_package, "HiResCAM"),
     "grad-cam XGradCAM": partial(grad_cam_package, "XGradCAM"),
     "grad-cam EigenCAM": partial(grad_cam_package, "EigenCAM"),
-    "edges": judging.edge_map,
-    "centre": judging.centre_map,
-    "noise": judging.noise_map,
 }
+BASELINES = {"edges": judging.edge_map, "centre": judging.centre_map, "noise": judging.noise_map}
+"""Maps that know nothing of the model."""
+MAKERS |= BASELINES
 
 
 def makers_for(model: nn.Module, names: list[str] | None = None) -> dict[str, Callable]:
