@@ -1,14 +1,18 @@
-"""Let file operations of ``timm-csg train`` fail, and stop it by signals, again and again; each time it must say why in
-one line and be finished or resumable.
+"""Let file operations of ``timm-csg train`` fail, stop it by signals, and damage its pictures, again and again.
 
-Run: python tests/cli/faulty_train.py FOLDER [OPERATIONS [SIGNALS]]
+Each time it must say why in one line and be finished or resumable.
+
+Run: python tests/cli/faulty_train.py FOLDER [OPERATIONS [SIGNALS [DAMAGES]]]
 
 Every operation on the run folder that Python's audit hooks see (open, rename, mkdir, remove, chmod, list) fails once,
 with "no space left", "permission denied" and "input/output error" in turn; OPERATIONS of them, spread over the run.
-SIGTERM, SIGINT and SIGKILL come at SIGNALS random moments. Afterwards the same command is given again.
+SIGTERM, SIGINT and SIGKILL come at SIGNALS random moments. Every tenth picture is damaged, others each time, before the
+run or while it goes on; they are mended afterwards. In the end the same command is given again.
 """
 
+import contextlib
 import errno
+import functools
 import os
 import random
 import signal
@@ -47,8 +51,11 @@ def fail_at(output, number, seen):
     sys.addaudithook(hook)
 
 
-def run(data, output, *, fail=None, stop=None):
-    """Train in a process of its own; its status, what it said on stderr, and how many operations it did."""
+def run(data, output, *, fail=None, then=None):
+    """Train in a process of its own; its status, what it said on stderr, and how many operations it did.
+
+    ``fail`` is the number of an operation; ``then``: (seconds, function that then gets the process's id).
+    """
     said, counts = output.with_suffix(".said"), output.with_suffix(".count")
     child = os.fork()
     if child == 0:
@@ -63,12 +70,16 @@ def run(data, output, *, fail=None, stop=None):
             status = 99
         counts.write_text(str(len(seen)))
         os._exit(status)
-    if stop is not None:
-        number, delay = stop
+    if then is not None:
+        delay, action = then
         time.sleep(delay)
-        os.kill(child, number)
+        action(child)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return status, said.read_text(), int(counts.read_text()) if counts.exists() else 0
+
+
+def send(kind, child):
+    os.kill(child, kind)
 
 
 def verdict(data, output, status, said, weights, allowed):
@@ -84,10 +95,25 @@ def verdict(data, output, status, said, weights, allowed):
     return "" if same else "ends with other weights"
 
 
-def main_of_script(folder, operations, signals):
+@contextlib.contextmanager
+def damaged(data, number):
+    """A function that damages every tenth picture, in three ways; they are mended at the end of the block."""
+    pictures = sorted(data.rglob("*.png"))
+    whole = {path: path.read_bytes() for path in pictures[number % 10 :: 10]}
+
+    def damage(child=None):
+        for index, (path, content) in enumerate(whole.items()):
+            path.write_bytes([content[: len(content) // 2], b"", b"no picture"][(number + index) % 3])
+
+    yield damage
+    for path, content in whole.items():
+        path.write_bytes(content)
+
+
+def main_of_script(folder, operations, signals, damages):
     from cli.folders_of_pictures import make_splits
 
-    data = make_splits(folder / "pets", ["cat", "dog"])
+    data = make_splits(folder / "pets", ["cat", "dog"], train=8, validation=4)
     start = time.monotonic()
     status, said, count = run(data, folder / "whole")
     seconds = time.monotonic() - start
@@ -102,13 +128,25 @@ def main_of_script(folder, operations, signals):
     for number in range(signals):
         kind, delay = list(STATUSES)[number % 3], chance.uniform(0.05, seconds)
         output = folder / f"stop{number}"
-        status, said, _ = run(data, output, stop=(kind, delay))
+        status, said, _ = run(data, output, then=(delay, functools.partial(send, kind)))
         problem = verdict(data, output, status, said, weights, {0, STATUSES[kind]})
         problems += [f"{kind.name} after {delay:.2f} s: {problem}"] * bool(problem)
-    sys.stdout.write("\n".join([*problems, f"{operations} failures and {signals} signals, {len(problems)} problems\n"]))
+    for number in range(damages):
+        output = folder / f"damage{number}"
+        with damaged(data, number) as damage:
+            late = number % 2 == 1
+            if not late:
+                damage()
+            status, said, _ = run(data, output, then=(chance.uniform(0.05, seconds), damage) if late else None)
+        problem = verdict(data, output, status, said, weights, {0, 1, 2} if late else {2})
+        if not problem and status and str(data) not in said:
+            problem = f"names no picture: {said!r}"
+        problems += [f"damage {number}: {problem}"] * bool(problem)
+    count = f"{operations} failures, {signals} signals and {damages} damages"
+    sys.stdout.write("\n".join([*problems, f"{count}, {len(problems)} problems\n"]))
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
     numbers = [int(text) for text in sys.argv[2:]]
-    main_of_script(Path(sys.argv[1]).absolute(), *(numbers + [40, 12][len(numbers) :]))
+    main_of_script(Path(sys.argv[1]).absolute(), *(numbers + [40, 12, 6][len(numbers) :]))
