@@ -18,7 +18,8 @@ from timm.models._input import get_model_input_config
 from torch import nn
 
 from timm_csg.labels import class_names
-from timm_csg.mechanisms.base import Mechanism, list_mechanisms
+from timm_csg.mechanisms.base import Mechanism
+from timm_csg.mechanisms.registry import list_mechanisms
 from timm_csg.methods import METHODS, Method
 from timm_csg.numbers import NUMBERS
 from timm_csg.stage import find_stage

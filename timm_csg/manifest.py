@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from timm_csg.mechanisms.base import MechanismConfig, list_mechanisms, resolve_config
+from timm_csg.mechanisms.base import MechanismConfig
+from timm_csg.mechanisms.registry import list_mechanisms, resolve_config
 from timm_csg.version import __version__
 
 _logger = logging.getLogger(__name__)

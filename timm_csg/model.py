@@ -16,14 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeGuard
 from torch import Tensor, nn
 
 from timm_csg.checks import whole
-from timm_csg.head import (
-    HeadTraits,
-    check_shape,
-    effective_weight,
-    find_classifier,
-    is_plain_layer,
-    probe_traits,
-)
+from timm_csg.head import HeadTraits, check_shape, effective_weight, find_classifier, is_plain_layer, probe_traits
 from timm_csg.mechanisms.base import Head, HeadKind, Mechanism, MechanismConfig
 from timm_csg.mechanisms.targets import check_targets
 from timm_csg.stage import is_channels_last
@@ -72,6 +65,9 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
             targets: Class indices [batch], soft or multi-hot targets [batch, classes], or None.
             paths: Any of ``"standard"`` and ``"gated"``. Targets may be left out for mechanisms that need none.
             **kwargs: What the timm model's own forward takes besides images.
+
+        Returns:
+            Logits [batch, classes]; or those of both paths and the mechanism's losses, as far as asked for.
 
         Raises:
             ValueError: If a path is unknown, there is not one target for each image, the gated path is asked for
@@ -253,7 +249,14 @@ def hold_frozen(model: nn.Module) -> None:
 
 
 def is_differentiated(model: nn.Module) -> TypeGuard[DifferentiatedModel]:
-    """Whether ``differentiate`` has been applied to this model."""
+    """Whether ``differentiate`` has been applied to this model.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Whether it has a mechanism; type checkers then know it as a ``DifferentiatedModel``.
+    """
     return isinstance(model, DifferentiatedModel)
 
 

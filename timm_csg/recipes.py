@@ -8,10 +8,11 @@ from typing import Any
 
 from timm_csg.checks import check_choice
 from timm_csg.mechanisms.assigned import AssignedConfig
-from timm_csg.mechanisms.base import Mechanism, MechanismConfig, resolve_config
+from timm_csg.mechanisms.base import Mechanism, MechanismConfig
 from timm_csg.mechanisms.csg import CSGConfig
 from timm_csg.mechanisms.icnn import ICNNConfig
 from timm_csg.mechanisms.picnn import PICNNConfig
+from timm_csg.mechanisms.registry import resolve_config
 from timm_csg.schedule import Alternating, Joint
 
 
@@ -39,6 +40,12 @@ class Recipe:
         """Learning rate of the gate with an optimizer of this name.
 
         Adam and its relatives, whose steps do not shrink with the gradient, want a tenth of what SGD wants.
+
+        Args:
+            optimizer: Its name in timm, in any case.
+
+        Returns:
+            The learning rate.
 
         Example:
             >>> RECIPES["paper"].gate_rate("sgd"), RECIPES["paper"].gate_rate("AdamW")

@@ -56,7 +56,15 @@ class Alternating:
             raise ValueError(f"gated must lie between 0 and period={self.period}, but is {self.gated!r}.")
 
     def path(self, epoch: int, step: int) -> Path:
-        """The path of this epoch and optimizer step, both counted from 0."""
+        """The path of this epoch and optimizer step, both counted from 0.
+
+        Args:
+            epoch: Counted from 0.
+            step: Optimizer steps of the whole training so far, counted from 0.
+
+        Returns:
+            ``"standard"`` or ``"gated"``.
+        """
         index = epoch if self.unit == "epoch" else step
         if index < self.warmup or index % self.period < self.period - self.gated:
             return "standard"
@@ -92,7 +100,15 @@ class Joint:
         _check_unit_and_warmup(self.unit, self.warmup)
 
     def path(self, epoch: int, step: int) -> Path:
-        """The path of this epoch and optimizer step, both counted from 0."""
+        """The path of this epoch and optimizer step, both counted from 0.
+
+        Args:
+            epoch: Counted from 0.
+            step: Optimizer steps of the whole training so far, counted from 0.
+
+        Returns:
+            ``"both"``; during the warm-up ``"standard"``.
+        """
         return "standard" if (epoch if self.unit == "epoch" else step) < self.warmup else "both"
 
     @property

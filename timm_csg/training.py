@@ -75,7 +75,11 @@ class TrainingMixin:
         return self.schedule.path(self.progress.epoch, self.progress.step)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the schedule which epoch begins, counted from 0."""
+        """Tell the schedule which epoch begins.
+
+        Args:
+            epoch: Counted from 0.
+        """
         self.progress = replace(self.progress, epoch=epoch)
         self._epoch_is_told = True
 
@@ -155,7 +159,8 @@ class TrainingMixin:
         if outputs.gated is not None and (outputs.standard is None or mechanism.paths_differ):
             terms["gated"] = criterion(outputs.gated, targets)
         weights = mechanism.loss_weights()
-        parts = [weights[name] * term for name, term in terms.items() if not _is_zero(weights[name])]
+        trained = [name for name in terms if isinstance(weights[name], Tensor) or weights[name]]  # others are shown
+        parts = [weights[name] * terms[name] for name in trained]
         if outputs.standard is not None:
             terms["standard"] = criterion(outputs.standard, targets)
             parts.append(terms["standard"])
@@ -172,8 +177,11 @@ class TrainingMixin:
     def after_step(self, model: nn.Module) -> None:
         """Project the mechanism's parameters and count the step; ``attach`` does it after every optimizer step.
 
+        Args:
+            model: The model that was trained, wrapped or not.
+
         Raises:
-            ValueError: If ``attach`` does it already, or nobody has told the epoch and the schedule goes by epochs.
+            ValueError: If ``attach`` does it already, or the epoch is not set and the schedule goes by epochs.
         """
         inner = _inner(model)
         check_by_hand(self, inner)
@@ -225,20 +233,23 @@ class TrainingMixin:
         """Raise at the first step if nobody tells the epoch that matters; log if nobody chose a schedule."""
         if not self._epoch_is_told and (self.schedule.goes_by_epochs or mechanism.goes_by_epochs):
             raise ValueError(
-                f"{self.schedule} or mechanism {mechanism.name!r} goes by epochs, but nobody has told this loop the "
-                f"epoch; {self._epoch_remedy}."
+                f"{self.schedule} or mechanism {mechanism.name!r} goes by epochs, but the epoch is not set; "
+                f"{self._epoch_remedy}."
             )
         if not self._schedule_is_checked and self.schedule is TrainingMixin.schedule:
             _logger.warning("no schedule was set, so that this is %s; set loop.schedule before training", self.schedule)
         self._schedule_is_checked = True
 
     def training_state(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on at the same epoch and step: a JSON-able dictionary."""
+        """What a checkpoint needs to continue at the same epoch and step: a JSON-able dictionary."""
         schedule = {"kind": type(self.schedule).__name__, **asdict(self.schedule)}
         return {"progress": asdict(self.progress), "schedule": schedule}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Go on where ``training_state`` was taken.
+        """Continue where ``training_state`` was taken.
+
+        Args:
+            state: What it returned.
 
         Raises:
             ValueError: If the state is damaged or belongs to another schedule.
@@ -254,11 +265,6 @@ class TrainingMixin:
                 "set loop.schedule first."
             )
         self.progress = progress
-
-
-def _is_zero(weight: float | Tensor) -> bool:
-    """Whether a term is only shown, not trained on."""
-    return isinstance(weight, (int, float)) and weight == 0
 
 
 def _check_averages(averages: Iterable[nn.Module], inner: DifferentiatedModel) -> None:

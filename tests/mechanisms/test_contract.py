@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 import timm_csg
 from timm_csg import Mechanism, MechanismConfig, list_mechanisms, register_mechanism
-from timm_csg.mechanisms import base
+from timm_csg.mechanisms import registry
 
 BOTH = ("standard", "gated")
 pytestmark = pytest.mark.parametrize("name", list_mechanisms())
@@ -87,7 +87,7 @@ def test_no_method_is_one_that_timms_reparameterisation_calls(name, model):
 
 
 def test_config_is_frozen_and_json_in_both_directions(name):
-    config_class = base._MECHANISMS[name].config_class
+    config_class = registry._MECHANISMS[name].config_class
     config = config_class()
     assert config_class.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(FrozenInstanceError):
@@ -95,13 +95,13 @@ def test_config_is_frozen_and_json_in_both_directions(name):
 
 
 def test_unknown_option_lists_the_valid_ones(name, tiny_model):
-    options = [field.name for field in fields(base._MECHANISMS[name].config_class)]
+    options = [field.name for field in fields(registry._MECHANISMS[name].config_class)]
     with pytest.raises(ValueError, match=f"no option typo; its options are {', '.join(options)}"):
         timm_csg.differentiate(tiny_model, mechanism=name, typo=1)
 
 
 def test_config_and_name_select_the_same_mechanism(name, make_model):
-    config = base._MECHANISMS[name].config_class()
+    config = registry._MECHANISMS[name].config_class()
     by_config = timm_csg.differentiate(make_model(), mechanism=config).mechanism
     by_name = timm_csg.differentiate(make_model(), mechanism=name).mechanism
     assert type(by_config) is type(by_name)

@@ -21,7 +21,7 @@ from timm_csg.differentiation import differentiate
 from timm_csg.freezing import freeze
 from timm_csg.groups import param_groups
 from timm_csg.hub_errors import explained
-from timm_csg.mechanisms.base import resolve_config
+from timm_csg.mechanisms.registry import resolve_config
 from timm_csg.recipes import RECIPES, Recipe
 from timm_csg.schedule import Alternating, Joint
 

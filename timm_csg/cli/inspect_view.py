@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from timm_csg.mechanisms.base import resolve_config
+from timm_csg.mechanisms.registry import resolve_config
 from timm_csg.numbers import NUMBERS
 
 _HEADS = {

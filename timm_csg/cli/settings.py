@@ -189,7 +189,14 @@ class TrainSettings:
         return paths
 
     def with_epochs(self, steps_per_epoch: int) -> TrainSettings:
-        """The same with the epochs of fine-tuning where none were requested: 300 steps, but 5 to 30 epochs."""
+        """The same with the epochs of fine-tuning where none were requested: 300 steps, but 5 to 30 epochs.
+
+        Args:
+            steps_per_epoch: Batches of the training data.
+
+        Returns:
+            Settings with epochs.
+        """
         return self if self.epochs else replace(self, epochs=min(30, max(5, -(-300 // max(1, steps_per_epoch)))))
 
     def to_json(self) -> str:
@@ -199,6 +206,12 @@ class TrainSettings:
     @classmethod
     def from_json(cls, text: str) -> TrainSettings:
         """Read ``to_json``'s output.
+
+        Args:
+            text: What it returned.
+
+        Returns:
+            Equal settings.
 
         Raises:
             ValueError: If it is damaged or from a version with other options.

@@ -129,7 +129,14 @@ class PredictionExplanation:
         return [path for path in (self.standard, self.gated) if path is not None]
 
     def name(self, index: int) -> str:
-        """The name of a class, or its number where the model has no names."""
+        """The name of a class, or its number where the model has no names.
+
+        Args:
+            index: Of the class.
+
+        Returns:
+            The name, or the number as text.
+        """
         return str(index) if self.class_names is None else self.class_names[index]
 
     def to_dataframe(self) -> pandas.DataFrame:

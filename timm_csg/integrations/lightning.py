@@ -97,12 +97,26 @@ class LightningTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # lig
             yield batch[0], batch[1]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
-        """Tell the schedule which epoch it is."""
+        """Tell the schedule which epoch it is.
+
+        Args:
+            batch: Not looked at.
+            batch_idx: Not looked at.
+
+        Returns:
+            What the module's own hook returns.
+        """
         self.set_epoch(self.current_epoch)  # on_train_epoch_start is left out on resume after an epoch's last batch
         return super().on_train_batch_start(batch, batch_idx)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Project the averages of callbacks (``WeightAveraging``, ``StochasticWeightAveraging``), which come first."""
+        """Project the averages of callbacks (``WeightAveraging``, ``StochasticWeightAveraging``), which come first.
+
+        Args:
+            outputs: For the module's own hook, as all that follow.
+            batch: Not looked at.
+            batch_idx: Not looked at.
+        """
         super().on_train_batch_end(outputs, batch, batch_idx)
         self._project_averages()
 
@@ -115,13 +129,21 @@ class LightningTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # lig
             average.project_()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the progress of training; averages in the checkpoint are those of the callbacks, projected here."""
+        """Add the progress of training; averages in the checkpoint are those of the callbacks, projected here.
+
+        Args:
+            checkpoint: What Lightning saves; changed in place.
+        """
         super().on_save_checkpoint(checkpoint)
         self._project_averages()
         checkpoint[_KEY] = self.training_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the progress for when training starts; loading for inference does not ask for the same schedule."""
+        """Keep the progress for when training starts; loading for inference does not ask for the same schedule.
+
+        Args:
+            checkpoint: What Lightning has loaded; left as it is.
+        """
         super().on_load_checkpoint(checkpoint)
         self._loaded_state = checkpoint.get(_KEY)
 

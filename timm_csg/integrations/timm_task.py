@@ -101,6 +101,10 @@ class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[mi
         Args:
             input: Images [batch, channels, height, width].
             target: Class indices [batch], soft or multi-hot targets [batch, classes].
+
+        Returns:
+            ``"loss"``, a scalar; ``"output"``, logits [batch, classes]; and the unweighted parts of the loss, scalars
+            by name.
         """
         return self.losses(self.trainable_module, input, target, self.criterion)
 
@@ -141,7 +145,7 @@ class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[mi
             _inner(self.get_trainable_module(ema=True)).project_()  # an average of gates may peak below 1
 
     def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> DifferentiationTask:
-        """Wrap in DistributedDataParallel, which must look for unused parameters where not all steps take both paths.
+        """Timm's ``prepare_distributed``; it looks for unused parameters where not all steps take both paths.
 
         Args:
             device_ids: This process's device; on the CPU left out, which DistributedDataParallel insists on.
@@ -154,7 +158,7 @@ class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[mi
         return self
 
     def get_clip_parameters(self, exclude_head: bool = False) -> Iterable[nn.Parameter]:
-        """Parameters whose gradients to clip; without the head: neither the classifier's nor the mechanism's.
+        """Timm's ``get_clip_parameters``; without the head: neither the classifier's nor the mechanism's.
 
         timm leaves out the last two parameters, which here would be the classifier's bias and the gate.
         """
@@ -170,14 +174,14 @@ class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[mi
     def get_checkpoint_state(
         self, ema: bool = False, unwrap_fn: Callable[[nn.Module], nn.Module] = unwrap_model
     ) -> dict[str, Any]:
-        """The entries of timm, with plain timm's keys in the state dict and the mechanism in the task state."""
+        """Timm's ``get_checkpoint_state``, with plain timm's keys; the mechanism is in the task state."""
         state: dict[str, Any] = super().get_checkpoint_state(ema=ema, unwrap_fn=unwrap_fn)
         for key in state.keys() & {"state_dict", "state_dict_ema"}:
             state[key] = {name: value for name, value in state[key].items() if not name.startswith(MECHANISM_PREFIX)}
         return state
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """The mechanism with its options, and, but for the EMA copy, the progress of training."""
+        """Timm's ``get_task_state``: the mechanism, its options, and, but for the EMA copy, the training's progress."""
         mechanism = _inner(self.get_eval_model(module, ema=ema)).mechanism
         state = {
             "mechanism": mechanism.name,
@@ -194,7 +198,7 @@ class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[mi
         module: nn.Module | None = None,
         ema: bool = False,
     ) -> None:
-        """Load what ``get_task_state`` returned; None: a plain timm checkpoint, the mechanism keeps its values.
+        """Timm's ``load_task_state``; None: a plain timm checkpoint, the mechanism keeps its values.
 
         Raises:
             CheckpointError: If the state is that of another mechanism.
@@ -220,7 +224,7 @@ class DifferentiationTask(TrainingMixin, ClassificationTask):  # type: ignore[mi
         ema: bool = False,
         strict: bool = True,
     ) -> None:
-        """Load the entries of a checkpoint: one of this task, or of plain timm."""
+        """Timm's ``load_checkpoint_state``, for checkpoints of this task and of plain timm."""
         model = self.get_eval_model(ema=ema)
         current = {} if model is None else unwrap_model(model).state_dict()
         own = {name: value for name, value in current.items() if name.startswith(MECHANISM_PREFIX)}

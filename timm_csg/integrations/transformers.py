@@ -63,6 +63,15 @@ class TransformersTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # 
     ) -> Any:
         """The loss of the paths that the schedule asks for; in eval mode that of the standard path.
 
+        Args:
+            model: The model as the Trainer wraps it.
+            inputs: ``pixel_values`` [batch, channels, height, width] and ``labels``, class indices [batch].
+            return_outputs: Whether to return the outputs, too.
+            num_items_in_batch: Not looked at.
+
+        Returns:
+            The loss, a scalar; with ``return_outputs`` the loss and the outputs.
+
         Raises:
             ValueError: If the inputs hold no ``labels``.
         """
@@ -84,7 +93,18 @@ class TransformersTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # 
             yield _pair(self._prepare_inputs(inputs))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The Trainer's optimizer, the mechanism in a group of its own, attached; one of yours is only attached."""
+        """The Trainer's optimizer, the mechanism in a group of its own, attached; one of yours is only attached.
+
+        Args:
+            *args: What the Trainer's takes.
+            **kwargs: The same.
+
+        Returns:
+            The optimizer.
+
+        Raises:
+            TypeError: If the model is not a timm wrapper with a differentiated model.
+        """
         is_ours = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         (inner,) = bare_optimizers(optimizer)  # without accelerate's wrapper, when train() is called again

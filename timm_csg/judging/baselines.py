@@ -15,7 +15,7 @@ def centre_map(model: Any, images: Tensor, targets: Tensor) -> Tensor:
     Args:
         model: Not looked at.
         images: [batch, channels, height, width].
-        targets: Not looked at.
+        targets: [batch]; not looked at.
 
     Returns:
         [batch, height, width], from 0 to 1.
@@ -38,7 +38,7 @@ def noise_map(model: Any, images: Tensor, targets: Tensor) -> Tensor:
     Args:
         model: Not looked at.
         images: [batch, channels, height, width].
-        targets: Not looked at.
+        targets: [batch]; not looked at.
 
     Returns:
         [batch, height, width], from 0 to 1; other values at every call.
@@ -57,7 +57,7 @@ def edge_map(model: Any, images: Tensor, targets: Tensor) -> Tensor:
     Args:
         model: Not looked at.
         images: [batch, channels, height, width].
-        targets: Not looked at.
+        targets: [batch]; not looked at.
 
     Returns:
         [batch, height, width], 0 or more.

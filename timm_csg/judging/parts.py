@@ -26,6 +26,9 @@ def with_noise(
         clip: Largest change of a pixel.
         seed: Of the noise.
 
+    Yields:
+        Noisy pictures [batch, channels, height, width] and their targets.
+
     Example:
         >>> ((images, targets),) = with_noise([(torch.zeros(1, 3, 8, 8), torch.tensor([1]))])
         >>> float(images.abs().max()) <= 0.25, targets

@@ -50,7 +50,7 @@ def deletion(
         model: Anything that returns logits [batch, classes]; left as found.
         images: [pictures, channels, height, width], normalised as in training.
         targets: Classes that are explained and whose probability is followed [pictures].
-        maps: Those of the images, if they were made before.
+        maps: Those of the images [pictures, height, width], if they were made before.
         steps: In which all pixels are changed.
         batch_size: Pictures at a time.
         seed: Of the order of pixels with equal values.

@@ -42,7 +42,7 @@ def weight_randomisation(
         model: Left as found.
         images: [pictures, channels, height, width], normalised as in training.
         targets: Classes that are explained [pictures].
-        maps: Those of the images, if they were made before.
+        maps: Those of the images [pictures, height, width], if they were made before.
         points: Of the cascade at which maps are compared.
         batch_size: Pictures at a time.
         seed: Of the shuffling.
@@ -90,7 +90,7 @@ def random_logit(
         model: Anything that returns logits [batch, classes], two classes or more; left as found.
         images: [pictures, channels, height, width], normalised as in training.
         targets: Classes that are explained [pictures].
-        maps: Those of the images, if they were made before.
+        maps: Those of the images [pictures, height, width], if they were made before.
         batch_size: Pictures at a time.
         seed: Of the other classes.
 

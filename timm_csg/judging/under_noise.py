@@ -67,7 +67,7 @@ def stability(
         model: Left as found.
         images: [pictures, channels, height, width], normalised as in training.
         targets: Classes that are explained [pictures].
-        maps: Those of the images, if they were made before.
+        maps: Those of the images [pictures, height, width], if they were made before.
         noise: Standard deviation, in units of normalised pixels.
         clip: Largest change of a pixel.
         samples: Noisy copies of each picture.

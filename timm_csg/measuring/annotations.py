@@ -47,6 +47,12 @@ class Annotations:
     def select(self, files: Iterable[str]) -> Annotations:
         """The annotations of these pictures in this order, for example of ``dataset.filenames()``.
 
+        Args:
+            files: Names of picture files: paths below the data set's folder.
+
+        Returns:
+            Annotations with a row for each.
+
         Raises:
             ValueError: If a picture has no annotation; set up NaN rows yourself if that is meant.
         """
@@ -88,6 +94,9 @@ class Annotations:
         Args:
             transform: An evaluation transform, for example ``timm.data.create_transform(...)``.
             sizes: Width and height of the pictures [images, 2], if the annotation file does not tell them.
+
+        Returns:
+            Annotations in pixels of the model's input.
 
         Raises:
             ValueError: If sizes are missing, or the transform has random or unknown steps.

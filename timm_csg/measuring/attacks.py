@@ -36,7 +36,7 @@ def fgsm(
         std: The same.
 
     Returns:
-        The attacked images, normalised like the given ones.
+        The attacked images [batch, channels, height, width], normalised like the given ones.
 
     Raises:
         ValueError: If mean and std lead to pixels outside [0, 1], or are not known.
@@ -81,7 +81,7 @@ def pgd(
         std: The same.
 
     Returns:
-        The attacked images, normalised like the given ones.
+        The attacked images [batch, channels, height, width], normalised like the given ones.
 
     Raises:
         ValueError: If mean and std lead to pixels outside [0, 1], or are not known, or an option is wrong.

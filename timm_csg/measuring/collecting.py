@@ -183,6 +183,9 @@ def collect_bytes(num_samples: int, num_filters: int, num_classes: int, *, diffe
         num_classes: Classes.
         differentiated: Whether there are gated logits too.
 
+    Returns:
+        The number of bytes.
+
     Example:
         >>> collect_bytes(50_000, 2048, 1000, differentiated=True) / 2**20  # ImageNet's validation images: MiB
         772.4761962890625

@@ -111,6 +111,9 @@ def effective_diameter(model: nn.Module, images: Tensor) -> float:
     Returns:
         The diameter; at least 1.
 
+    Raises:
+        ValueError: If no filter responds at the centre of the images.
+
     Example:
         >>> import timm
         >>> images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -46,6 +46,9 @@ def activmap(
     Returns:
         Scores for each class and for all filters; the authors report Avg-IoU and AP30.
 
+    Raises:
+        ValueError: If no image contains an object.
+
     Example:
         >>> import timm
         >>> model = timm.create_model("test_resnet", num_classes=2)

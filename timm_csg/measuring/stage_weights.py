@@ -37,7 +37,8 @@ def stage_weight(model: nn.Module, images: Tensor | None = None) -> StageWeight:
 
     Args:
         model: A plain or differentiated timm classifier; modes and hooks are left as found.
-        images: A batch for one forward pass; None: a black image of the model's own input size.
+        images: A batch for one forward pass [batch, channels, height, width]; None: a black image of the model's own
+            input size.
 
     Returns:
         Name and weights.

@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_csg.checks import check_fraction
-from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, register_mechanism, sharded_like
+from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, sharded_like
 from timm_csg.mechanisms.blind import blind_assignment
+from timm_csg.mechanisms.registry import register_mechanism
 from timm_csg.mechanisms.solo import draw_table, solo_loss
 
 _logger = logging.getLogger(__name__)
@@ -242,7 +243,11 @@ class AssignedFilters(Mechanism):
 
     @torch.no_grad()
     def restart_classifier_(self, head: Head) -> None:
-        """Set a classifier that is masked to 0, so that training makes its weights on own filters positive."""
+        """Set a classifier that is masked to 0, so that training makes its weights on own filters positive.
+
+        Args:
+            head: The model's; changed in place.
+        """
         if head.weight is not None and self.config.mask_classifier:
             head.own_weight().zero_()
             if head.bias is not None:

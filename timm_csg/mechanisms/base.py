@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,12 @@ class MechanismConfig:
     def from_dict(cls, values: dict[str, Any]) -> MechanismConfig:
         """Build a config from ``to_dict``'s output.
 
+        Args:
+            values: Options by name; those left out keep their defaults.
+
+        Returns:
+            The config, checked.
+
         Raises:
             ValueError: If a key is not an option of this mechanism (the message lists the valid ones), or a value is
                 out of its range.
@@ -141,15 +147,41 @@ class Mechanism(nn.Module):
         return False
 
     def forward(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Features of the same shape and layout, changed as the mechanism does for these targets; here not at all."""
+        """Features changed as the mechanism does for these targets; here not at all.
+
+        Args:
+            features: The stage's output [batch, filters, height, width], or another layout of timm's.
+            targets: Class indices [batch], soft or multi-hot targets [batch, classes], or None.
+
+        Returns:
+            Features of the same shape and layout.
+        """
         return features
 
     def gated_logits(self, features: Tensor, targets: Tensor | None, head: Head) -> Tensor:
-        """Logits [batch, classes] of the gated path; by default timm's head on ``self(features, targets)``."""
+        """Logits of the gated path; by default timm's head on ``self(features, targets)``.
+
+        Args:
+            features: The stage's output [batch, filters, height, width], or another layout of timm's.
+            targets: Class indices [batch], soft or multi-hot targets [batch, classes], or None.
+            head: The model's own.
+
+        Returns:
+            Logits [batch, classes].
+        """
         return head.logits(self(features, targets))
 
     def losses(self, features: Tensor, targets: Tensor | None, head: Head) -> dict[str, Tensor]:
-        """The mechanism's own loss terms: named, unweighted scalars."""
+        """The mechanism's own loss terms.
+
+        Args:
+            features: The stage's output [batch, filters, height, width], or another layout of timm's.
+            targets: Class indices [batch], soft or multi-hot targets [batch, classes], or None.
+            head: The model's own, for terms on the classifier.
+
+        Returns:
+            Unweighted scalars by name; ``loss_weights`` has their weights.
+        """
         return {}
 
     def loss_weights(self) -> dict[str, float | Tensor]:
@@ -162,7 +194,11 @@ class Mechanism(nn.Module):
         return type(self).set_epoch is not Mechanism.set_epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch, counted from 0; ``TrainingMixin.losses`` calls this, also again for the same epoch."""
+        """Begin an epoch; ``TrainingMixin.losses`` calls this, also again for the same epoch.
+
+        Args:
+            epoch: Counted from 0.
+        """
 
     def project_(self, head: Head | None = None) -> None:
         """Bring the parameters back into their feasible set, after an optimizer step.
@@ -177,6 +213,9 @@ class Mechanism(nn.Module):
 
         Args:
             head: The model's, for mechanisms that also project the classifier; None: only own parameters count.
+
+        Returns:
+            True if nothing would change.
         """
         projected = copy.deepcopy(self)
         masked = None
@@ -198,76 +237,21 @@ class Mechanism(nn.Module):
         return {name for name, _ in self.named_parameters()}
 
     def along_filters(self, rows: Tensor, features: Tensor) -> Tensor:
-        """``rows`` [batch or 1, filters], shaped to multiply ``features`` along its filters, in the features' dtype."""
+        """Numbers by filter, shaped to multiply features of any layout.
+
+        Args:
+            rows: [batch or 1, filters].
+            features: [batch, filters, height, width], or another layout of timm's.
+
+        Returns:
+            The same numbers with ones as the other sizes [batch or 1, filters, 1, 1] (or the like), in the features'
+            dtype.
+        """
         rows = rows.to(features.dtype)
         if features.ndim == 4 and not self.channels_last:
             return rows[:, :, None, None]
         return rows.reshape(rows.shape[0], *[1] * (features.ndim - 2), rows.shape[1])
 
     def extra_repr(self) -> str:
+        """What ``repr`` shows in the brackets: number of filters and classes, and the config."""
         return f"filters={self.num_filters}, classes={self.num_classes}, {self.config}"
-
-
-_MECHANISMS: dict[str, type[Mechanism]] = {}
-_MechanismT = TypeVar("_MechanismT", bound=type[Mechanism])
-
-
-def register_mechanism(name: str, config_class: type[MechanismConfig]) -> Callable[[_MechanismT], _MechanismT]:
-    """Class decorator: make a mechanism available as ``differentiate(model, mechanism=name)``.
-
-    Args:
-        name: The name, also written into checkpoints.
-        config_class: Its config dataclass; ``differentiate``'s options are its fields.
-
-    Raises:
-        ValueError: If the name is taken by another class.
-    """
-
-    def register(mechanism_class: _MechanismT) -> _MechanismT:
-        if name in _MECHANISMS:
-            raise ValueError(f"mechanism {name!r} is already registered by {_MECHANISMS[name].__qualname__}.")
-        mechanism_class.name = name
-        mechanism_class.config_class = config_class
-        _MECHANISMS[name] = mechanism_class
-        return mechanism_class
-
-    return register
-
-
-def list_mechanisms() -> list[str]:
-    """Names that ``differentiate(mechanism=...)`` accepts."""
-    return sorted(_MECHANISMS)
-
-
-def resolve_config(
-    mechanism: str | MechanismConfig | Sequence[str | MechanismConfig], options: dict[str, Any]
-) -> tuple[type[Mechanism], MechanismConfig]:
-    """The mechanism class and validated config for a name with options, for a ready config, or for a list of several.
-
-    Raises:
-        ValueError: If the name is unknown, an option is unknown or out of its range, or options come with a config.
-        TypeError: If ``mechanism`` is neither a name nor a config, nor a list of these.
-    """
-    if isinstance(mechanism, MechanismConfig):
-        if options:
-            raise ValueError(f"give either a {type(mechanism).__name__} or options, but got both: {sorted(options)}.")
-        for mechanism_class in _MECHANISMS.values():
-            if type(mechanism) is mechanism_class.config_class:
-                return mechanism_class, mechanism
-        raise ValueError(f"{type(mechanism).__name__} belongs to no registered mechanism ({list_mechanisms()}).")
-    if isinstance(mechanism, (list, tuple)):
-        if options:
-            raise ValueError(f"options of several mechanisms belong in their configs, but found {sorted(options)}.")
-        mechanism, options = "chain", {"members": mechanism}
-    if not isinstance(mechanism, str):
-        raise TypeError(
-            f"mechanism must be a name ({', '.join(list_mechanisms())}), a config, or a list of these, but is "
-            f"{type(mechanism)}."
-        )
-    if mechanism not in _MECHANISMS:
-        raise ValueError(
-            f"unknown mechanism {mechanism!r}; known are {', '.join(list_mechanisms())}."
-            f"{nearest(mechanism, list_mechanisms())}"
-        )
-    mechanism_class = _MECHANISMS[mechanism]
-    return mechanism_class, mechanism_class.config_class.from_dict(options)

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, register_mechanism, resolve_config
+from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig
+from timm_csg.mechanisms.registry import register_mechanism, resolve_config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_csg.checks import check_choice, check_fraction
-from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, register_mechanism
+from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig
+from timm_csg.mechanisms.registry import register_mechanism
 from timm_csg.mechanisms.targets import target_rows
 
 

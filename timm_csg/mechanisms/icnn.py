@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_csg.checks import check_choice, check_fraction
-from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, register_mechanism
+from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig
+from timm_csg.mechanisms.registry import register_mechanism
 from timm_csg.mechanisms.targets import class_rows
 from timm_csg.mechanisms.templates import (
     centre_of_gravity,
@@ -144,19 +145,18 @@ class InterpretableFilters(Mechanism):
             return
         self.epoch.fill_(epoch)
         if self.config.variant == "paper":
-            known = self.class_counts.sum() > 0
-            self.category.copy_(torch.where(known, self._strongest_class(), self.category))
+            self.category.copy_(torch.where(self.class_counts.sum() > 0, self._strongest_class(), self.category))
             self.class_sums.zero_()
             self.class_counts.zero_()
 
     def forward(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
         """Features behind the mask: max(x · T, 0) with the template T at the filter's own position, without its τ."""
-        maps = self.maps(features)
+        maps = self._maps(features)
         with torch.no_grad():
-            mask = self.masks(maps, low=0.0)
+            mask = self._masks(maps, low=0.0)
         return self._like(maps * mask, features)
 
-    def maps(self, features: Tensor) -> Tensor:
+    def _maps(self, features: Tensor) -> Tensor:
         """What is masked: ReLU of the features, behind the extra convolution if there is one, [batch, filters, h, w].
 
         Raises:
@@ -180,7 +180,7 @@ class InterpretableFilters(Mechanism):
             return maps.flatten(2).transpose(1, 2)
         return maps.permute(0, 2, 3, 1) if self.channels_last else maps
 
-    def masks(self, maps: Tensor, low: float = -1.0) -> Tensor:
+    def _masks(self, maps: Tensor, low: float = -1.0) -> Tensor:
         """The positive template of each map [batch, filters, height, width], in [``low``, 1], without τ."""
         height, width = maps.shape[-2:]
         if self.config.variant == "paper":
@@ -199,7 +199,7 @@ class InterpretableFilters(Mechanism):
         """
         if targets is None:
             return {}
-        maps = self.maps(features)  # in autocast's dtype, as the mask sees them
+        maps = self._maps(features)  # in autocast's dtype, as the mask sees them
         with torch.autocast(features.device.type, enabled=False):
             maps, membership = maps.float(), class_rows(targets, self.num_classes, torch.float32)
             with torch.no_grad():
@@ -279,7 +279,7 @@ class InterpretableFilters(Mechanism):
         return mixed
 
     def _released_terms(self, maps: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-        masks = self.masks(maps)
+        masks = self._masks(maps)
         if self.training:
             self._learn_widths(maps, masks, member)
         share = (self.class_counts / self.class_counts.sum().clamp_min(1e-12)).float()

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_csg.checks import check_choice, check_fraction
-from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig, register_mechanism
+from timm_csg.mechanisms.base import Head, Mechanism, MechanismConfig
+from timm_csg.mechanisms.registry import register_mechanism
 from timm_csg.mechanisms.targets import class_rows
 
 _CERTAIN = 1e4  # a logit whose softmax is exactly 1, also in half precision

@@ -169,6 +169,9 @@ def top_filters(class_filter_matrix: Tensor, count: int | Sequence[int]) -> Tens
     Returns:
         Bool [classes, filters]; the first filters where several tie.
 
+    Raises:
+        ValueError: If there is not one count for each class, or a class is to have more filters than there are.
+
     Example:
         >>> top_filters(torch.tensor([[0.3, 0.1, 0.2], [0.0, 0.3, 0.1]]), [2, 1])
         tensor([[ True, False,  True],

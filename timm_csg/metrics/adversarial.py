@@ -105,6 +105,9 @@ def path_disagreement(standard_logits: Tensor, gated_logits: Tensor) -> Tensor:
     Returns:
         Scores [samples] in [0, 1]; 0 if both paths say the same.
 
+    Raises:
+        ValueError: If the logits have different shapes.
+
     Example:
         >>> path_disagreement(torch.tensor([[0.0, 0.0], [9.0, 9.0]]), torch.tensor([[100.0, 0.0], [0.0, 0.0]]))
         tensor([0.5000, 0.0000])
@@ -150,6 +153,9 @@ def threshold_detection(clean: Tensor, attacked: Tensor, *, false_alarm_rate: fl
 
     Returns:
         The rates.
+
+    Raises:
+        ValueError: If there are too few scores, or the rate is not between 0 and 1.
 
     Example:
         >>> threshold_detection(torch.arange(40.0), torch.arange(40.0) + 100).auc

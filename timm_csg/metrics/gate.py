@@ -168,6 +168,9 @@ def owner_agreement(gate: Tensor, mutual_information: Tensor) -> Tensor:
     Returns:
         Scalar in [0, 1], no unit.
 
+    Raises:
+        ValueError: If the matrices have different shapes.
+
     Example:
         >>> owner_agreement(torch.tensor([[1.0, 0.2], [0.0, 1.0]]), torch.tensor([[0.3, 0.2], [0.0, 0.1]]))
         tensor(0.5000)

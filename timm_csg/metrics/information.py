@@ -60,6 +60,10 @@ def mutual_information(
     Returns:
         Mutual information [classes, filters] in nats, float64, on the device of the features.
 
+    Raises:
+        TypeError, ValueError: If features and targets do not fit each other, are not finite, or an option is out of
+            its range.
+
     Example:
         >>> features = torch.tensor([[0.0], [0.1], [0.2], [0.3], [5.0], [5.1], [5.2], [5.3]])
         >>> mutual_information(features, torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]))
@@ -101,6 +105,9 @@ def mutual_information_score(mi: Tensor) -> Tensor:
 
     Returns:
         Scalar in nats.
+
+    Raises:
+        ValueError: If ``mi`` is not a matrix with at least one entry.
 
     Example:
         >>> mutual_information_score(torch.tensor([[0.3, 0.0, 0.1], [0.1, 0.2, 0.1]]))
@@ -161,6 +168,9 @@ def mutual_information_per_class(mi: Tensor) -> ClassInformation:
     Returns:
         The columns.
 
+    Raises:
+        ValueError: If ``mi`` is not a matrix with at least one entry.
+
     Example:
         >>> mutual_information_per_class(torch.tensor([[0.3, 0.0, 0.1], [0.1, 0.2, 0.0]])).mean_of_own
         tensor([0.2000, 0.2000])
@@ -202,6 +212,9 @@ def mutual_information_per_filter(mi: Tensor) -> FilterInformation:
 
     Returns:
         The columns.
+
+    Raises:
+        ValueError: If ``mi`` is not a matrix with at least one entry.
 
     Example:
         >>> mutual_information_per_filter(torch.tensor([[0.4, 0.0], [0.1, 0.2]])).selectivity

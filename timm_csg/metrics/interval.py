@@ -68,6 +68,9 @@ def half_sample_interval(
     Returns:
         The interval.
 
+    Raises:
+        ValueError: If targets are not at least 4 class indices, or an option is out of its range.
+
     Example:
         >>> hits = torch.tensor([1.0, 0.0, 1.0, 1.0] * 50)
         >>> interval = half_sample_interval(lambda images: hits[images].mean(), torch.zeros(200, dtype=torch.long))

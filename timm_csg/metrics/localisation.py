@@ -46,6 +46,9 @@ def whole_image(objects: Tensor, targets: Tensor, image_size: tuple[int, int]) -
         targets: Class indices [images].
         image_size: Height and width of the input.
 
+    Returns:
+        The overlap of the whole image with the objects, as ``gradmap`` returns it.
+
     Example:
         >>> whole_image(torch.tensor([[0.0, 0.0, 2.0, 1.0]]), torch.tensor([0]), (2, 2)).iou
         tensor([0.5000])

@@ -6,7 +6,14 @@ from torch import Tensor
 
 
 def pool(features: Tensor, *, channels_last: bool = False) -> Tensor:
-    """Mean over positions: [batch, filters] from a map [batch, filters, height, width], its NHWC form, or tokens.
+    """Mean over positions.
+
+    Args:
+        features: A map [batch, filters, height, width], its NHWC form, or tokens [batch, tokens, filters].
+        channels_last: Whether a map has its filters last.
+
+    Returns:
+        [batch, filters].
 
     Example:
         >>> import torch

@@ -13,6 +13,9 @@ def accuracy(logits: Tensor, targets: Tensor) -> float:
         logits: [samples, classes].
         targets: Class indices [samples].
 
+    Returns:
+        From 0 to 1.
+
     Example:
         >>> accuracy(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))
         0.5

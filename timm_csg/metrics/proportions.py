@@ -76,6 +76,9 @@ def accuracy_interval(logits: Tensor, targets: Tensor, *, confidence: float = 0.
         targets: Class indices [samples].
         confidence: Of the interval.
 
+    Returns:
+        The accuracy with the ends of its interval, from 0 to 1.
+
     Example:
         >>> print(accuracy_interval(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1])))
         0.500 (0.095 to 0.905)

@@ -80,6 +80,9 @@ def summarize_similarity(similarity: Tensor, filter_owners: Tensor) -> Similarit
     Returns:
         The means.
 
+    Raises:
+        ValueError: If the matrix does not fit the owners.
+
     Example:
         >>> similarity = torch.tensor([[1.0, 0.75, 0.25], [0.75, 1.0, 0.5], [0.25, 0.5, 1.0]])
         >>> summarize_similarity(similarity, torch.tensor([0, 0, 1]))
