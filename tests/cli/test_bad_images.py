@@ -133,7 +133,7 @@ def test_class_folder_without_images_is_named(pictures):
 def test_one_class_is_refused(pictures):
     for name in "bc":
         (pictures / "train" / name).rename(pictures / name)
-    with pytest.raises(ValueError, match=r"has one class only \(a\)"):
+    with pytest.raises(ValueError, match=r"has only one class \(a\)"):
         load(pictures)
 
 

@@ -97,7 +97,7 @@ def test_validation_images_that_cannot_be_measured_are_refused_before_training(p
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--batch-size", "500"], "--batch-size 500 is more than the 8 training images"),
+        (["--batch-size", "500"], "--batch-size 500 is larger than the training set (8 images)"),
         (
             ["--data", "cifar1000"],
             "--data cifar1000 is not a folder, and names that timm.data knows begin with torch/, hfds/",

@@ -73,7 +73,7 @@ def test_mechanism_that_needs_a_square_grid_is_refused_for_tokens_with_a_class_t
 def test_refused_models_are_answered_with_the_reason(name, capsys):
     assert main(["inspect", name]) == 0
     out = capsys.readouterr().out
-    assert "Refused" in out
+    assert "Not supported" in out
     assert inspect(name)["refused"].split()[-1].rstrip(".") in out.replace("\n", " ")
 
 

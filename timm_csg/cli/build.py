@@ -46,7 +46,7 @@ def chosen_recipes(settings: TrainSettings) -> dict[str, Recipe | None]:
         if recipe is not None and twin is not None and replace(recipe, summary=twin.summary) == twin:
             same = [one, other]
     if same:
-        raise ValueError(f"with these options, --recipe {' and '.join(same)} make the same model; name one of them.")
+        raise ValueError(f"with these options, --recipe {' and '.join(same)} make the same model; keep one of them.")
     return recipes
 
 
@@ -106,9 +106,9 @@ def check_knobs(settings: TrainSettings, recipes: Mapping[str, Recipe | None]) -
         (("model_ema_decay",), settings.model_ema, "add --model-ema"),
         (("scale", "hflip", "color_jitter", "aa", "reprob"), not settings.no_aug or is_resumed, "leave out --no-aug"),
         (("val_seed",), settings.val_fraction is not None, "add --val-fraction"),
-        (("val_fraction",), settings.folder is not None, "it divides folders of pictures: give --data folder:..."),
+        (("val_fraction",), settings.folder is not None, "it splits a folder of pictures: give --data folder:..."),
         (("data_dir", "dataset_download"), has_name, "they are for data sets that timm.data knows by name"),
-        (("num_classes", "train_split", "val_split"), settings.data != DIGITS, "the digits have classes and splits"),
+        (("num_classes", "train_split", "val_split"), settings.data != DIGITS, "the digits' are fixed"),
     ]
     defaults = {item.name: item.default for item in fields(settings)}
     for names, works, remedy in rules:

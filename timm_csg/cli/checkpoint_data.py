@@ -121,7 +121,7 @@ def load_checkpoint_and_data(checkpoint: str, settings: TrainSettings) -> Checkp
         dataset = CheckedImages(dataset, len(names), mode=mode, new_labels=new_labels)
     elif new_labels is not None:
         raise ValueError(
-            f"the classes of --data {settings.data} have another order than those of {checkpoint}, and a streaming "
-            "data set cannot be relabelled; use image folders."
+            f"the classes of --data {settings.data} are in a different order from those of {checkpoint}, and a "
+            "streaming data set cannot be relabelled; use image folders."
         )
     return CheckpointAndData(model, make_loader(dataset, config, settings, device), names)

@@ -93,7 +93,7 @@ def new_labels(own: Sequence[str], found: Sequence[str], *, of: str, data: str) 
         known = short(", ".join(own[:8])) + (", ..." if len(own) > 8 else "")
         raise ValueError(
             f"{data} has classes missing from {of}: {short(', '.join(unknown[:8]))}; it has {known}. Use images of "
-            "these, in folders of the same names."
+            "those classes, in folders of the same names."
         )
     if missing:
         names = short(", ".join(missing[:8]))

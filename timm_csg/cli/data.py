@@ -128,7 +128,7 @@ def _open_both(settings: TrainSettings, processes: Processes) -> tuple[Any, Any,
     names = class_names(train, settings)
     if len(names) < 2:
         raise ValueError(
-            f"--data {settings.data} has one class only ({names[0] or 'its images are not in class folders'}); a "
+            f"--data {settings.data} has only one class ({names[0] or 'its images are not in class folders'}); a "
             "classifier needs two or more: one subfolder for each class in every split."
         )
     folder = getattr(train, "reader", None)
@@ -150,7 +150,8 @@ def _check_sizes(train: Any, validation: Any, names: list[str], settings: TrainS
         return
     if len(train) < settings.batch_size:
         raise ValueError(
-            f"--batch-size {settings.batch_size} is more than the {len(train)} training images; choose a smaller one."
+            f"--batch-size {settings.batch_size} is larger than the training set ({len(train)} images); choose a "
+            "smaller one."
         )
     folder = getattr(validation.dataset, "reader", None)
     if not isinstance(folder, PictureFolder):
@@ -233,7 +234,7 @@ def _check_name(settings: TrainSettings) -> None:
             f"{DIGITS}, a folder, or such a name."
         )
     if kind.lower() == "torch" and settings.data_dir is None:
-        raise ValueError(f"--data {settings.data} needs --data-dir, the folder that holds it or is to hold it.")
+        raise ValueError(f"--data {settings.data} needs --data-dir, the folder where it is or is to be stored.")
 
 
 def _place_of_split(root: Path, split: str, settings: TrainSettings) -> Path:
@@ -243,7 +244,7 @@ def _place_of_split(root: Path, split: str, settings: TrainSettings) -> Path:
     if settings.val_fraction is not None:
         validation = _places(root, settings.val_split)
         if validation:
-            raise ValueError(f"--val-fraction divides a folder without validation images, but found {validation[0]}.")
+            raise ValueError(f"--val-fraction is for folders without validation images, but found {validation[0]}.")
         return next((place for place in _places(root, settings.train_split) if place.is_dir()), root)
     places = _places(root, split)
     if not places:

@@ -126,7 +126,7 @@ def joined(device: str) -> Iterator[Processes]:
     local_rank, _, _ = world_info_from_env()
     if kind == "cuda" and local_rank >= torch.cuda.device_count():
         raise ValueError(
-            f"process {local_rank} of this machine has no GPU of its own, only {torch.cuda.device_count()} exist; "
+            f"process {local_rank} of this machine has no GPU of its own, only {torch.cuda.device_count()} found; "
             "start one process per GPU (torchrun --nproc-per-node gpu), or use --device cpu."
         )
     find_device(kind)

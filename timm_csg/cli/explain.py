@@ -158,7 +158,7 @@ def _files(images: Sequence[str | Path]) -> Iterator[Path]:
         found = find_pictures(path)
         found.say_what_is_ignored(path)
         if not found.pictures:
-            raise ValueError(f"{shown(str(path))} holds no pictures.")
+            raise ValueError(f"{shown(str(path))} contains no pictures.")
         yield from (path / picture for pictures in found.pictures.values() for picture in pictures)
 
 

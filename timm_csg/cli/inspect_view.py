@@ -34,7 +34,7 @@ def inspection_view(found: dict[str, Any]) -> RenderableType:
     lines.add_column(no_wrap=True, style="bold")
     lines.add_column()
     if not found["supported"]:
-        lines.add_row("Refused", Text(found["refused"]))
+        lines.add_row("Not supported", Text(found["refused"]))
         return Group(title, "", lines)
     lines.add_row("Last stage", _stage(found["stage"]))
     lines.add_row("Head", _head(found["head"]))
@@ -93,7 +93,7 @@ def _add_mechanism(lines: Table, own: dict[str, Any], found: dict[str, Any]) -> 
     default = resolve_config(own["mechanism"], {})[1].to_dict()
     changed = [f"{name}={value}" for name, value in own["config"].items() if value != default.get(name)]
     lines.add_row("Mechanism", Text(f"{own['mechanism']}, {own['parameters']:,} parameters"))
-    lines.add_row("Options", Text(", ".join(changed) or "all as by default"))
+    lines.add_row("Options", Text(", ".join(changed) or "all defaults"))
     if own["metrics"]:
         lines.add_row("Measured", Text(_measured(own["metrics"])))
     if own["owners"] is not None:

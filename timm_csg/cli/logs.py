@@ -43,7 +43,7 @@ class EpochLog:
         try:
             self._close()
         except Exception as problem:  # as in epoch(); an error of the training goes on its way
-            _logger.warning("--log could not be ended (%s: %s)", type(problem).__name__, problem)
+            _logger.warning("--log could not be closed (%s: %s)", type(problem).__name__, problem)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Log a line of ``log.csv``: its numbers, at its epoch, counted from 1 as the tools do."""

@@ -58,18 +58,18 @@ class TrainSettings:
     data: str = _option(
         DIGITS, "digits (scikit-learn's), folder:/path, or any name timm.data knows: torch/cifar10, hfds/...",
         of="where", machine=True)
-    data_dir: str | None = _option(None, "where torch/, tfds/ and wds/ data sets are", of="where", machine=True)
+    data_dir: str | None = _option(None, "folder of torch/, tfds/ and wds/ data sets", of="where", machine=True)
     train_split: str = _option("train", "name of the training split")
     val_split: str = _option(
         "validation", "name of the validation split (test, val, ... are found too)", of="where")
     val_fraction: float | None = _option(
-        None, "hold out this share of each class's pictures for validation, where a folder has no such split",
+        None, "hold out this share of each class's pictures if a folder has no validation split",
         above=0, below=1, of="where")
     val_seed: int | None = _option(
-        None, "chooses the pictures of --val-fraction, the same ones for every --seed", low=0, of="where")
+        None, "seed that chooses the pictures of --val-fraction, whatever --seed is", low=0, of="where")
     dataset_download: bool = _option(False, "let timm download the data set", of="images")
     num_classes: int | None = _option(
-        None, "number of classes; found from the data where it says so", low=2, of="images")
+        None, "number of classes; default: read from the data where possible", low=2, of="images")
     model: str = _option(
         None, "any timm model name, also hf-hub:... and local-dir:...", digits="test_resnet", other="resnet18")
     model_kwargs: dict[str, Any] | None = _option(
@@ -77,7 +77,7 @@ class TrainSettings:
     pretrained: bool = _option(False, "start from timm's pretrained weights")
     freeze: str = _option(
         None,
-        "layers that are not trained; with backbone and assigned filters, only timm_csg.adapt fits the classifier",
+        "layers that stay frozen; with 'backbone' and assigned filters, timm_csg.adapt only fits the classifier",
         choices=["none", "all-but-last-stage", "backbone"], other="none", pretrained="all-but-last-stage")
     in_chans: int = _option(None, "image channels", low=1, other=3)
     img_size: int | None = _option(None, "image size; default: the model's", low=1, of="images", digits=24)
@@ -85,8 +85,8 @@ class TrainSettings:
         digits=[STANDARD, "paper", "assigned"], other=["assigned"], pretrained=[STANDARD, "assigned"])
     mechanism: str | None = _option(
         None, "mechanism, with the options of --option; default: the recipe's (icnn and picnn mean their own recipe)")
-    option: dict[str, Any] | None = _option(None, "key=value ... options of the mechanism, over the recipe's")
-    paths: str | None = _option(None, "schedule over the recipe's", choices=["alternating", "joint"])
+    option: dict[str, Any] | None = _option(None, "key=value ... options of the mechanism, overriding the recipe's")
+    paths: str | None = _option(None, "schedule instead of the recipe's", choices=["alternating", "joint"])
     period: int | None = _option(None, "alternating: length of a cycle", low=1)
     gated: int | None = _option(None, "alternating: gated units at the end of each cycle", low=0)
     gate_warmup: int | None = _option(None, "units at the start that take the standard path only", low=0)
@@ -94,7 +94,7 @@ class TrainSettings:
     gate_lr: float | None = _option(
         None, "learning rate of the gate; default: the recipe's, a tenth unless --opt is sgd", low=0)
     epochs: int = _option(
-        None, "epochs of every training; 300 steps, but 5 to 30 epochs, with --pretrained",
+        None, "epochs of each training; with --pretrained: as many as make 300 steps, but 5 to 30",
         low=1, digits=16, other=30, pretrained=None)
     batch_size: int = _option(None, "images in a batch, of all processes together", low=1, of="data",
         digits=32, other=64, pretrained=32)
@@ -120,10 +120,10 @@ class TrainSettings:
     aa: str | None = _option(None, "timm's auto-augment policy")
     reprob: float = _option(0.0, "random erasing probability", low=0, high=1)
     model_ema: bool = _option(False, "evaluate and save an exponential moving average of the weights")
-    model_ema_decay: float | None = _option(None, "its decay (default: 0.9998)", low=0, high=1)
+    model_ema_decay: float | None = _option(None, "decay of that average (default: 0.9998)", low=0, high=1)
     amp: bool = _option(False, "mixed precision")
     amp_dtype: str | None = _option(
-        None, "its type; default: float16 on CUDA, else bfloat16", choices=["float16", "bfloat16"])
+        None, "data type of --amp; default: float16 on CUDA, else bfloat16", choices=["float16", "bfloat16"])
     channels_last: bool = _option(False, "channels_last memory format")
     device: str = _option(
         "auto", "cpu, cuda, cuda:1, mps; auto: CUDA if there is one", of="images", machine=True)

@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attack-images", type=whole, default=left_out, metavar="N", help="images that are attacked (default: 500)"
     )
-    parser.add_argument("--explanations", action="store_true", help="judge explanation maps, with --boxes in boxes too")
+    parser.add_argument(
+        "--explanations", action="store_true", help="judge explanation maps, with --boxes also in boxes"
+    )
     parser.add_argument(
         "--explanation-images",
         type=whole,
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images they are judged on (default: 200)",
     )
-    parser.add_argument("--filters", action="store_true", help="judge filters, beside the values of shuffled labels")
+    parser.add_argument("--filters", action="store_true", help="judge filters, next to the values for shuffled labels")
     parser.add_argument("--encoder", metavar="NAME", help="timm model for MonoScore; with --filters")
     parser.add_argument("--seed", type=whole, default=0, help="seed of estimates, splits and attacks (default: 0)")
     parser.add_argument("--csv", action="store_true", help="also write the full gate and mutual information, as CSV")

@@ -14,14 +14,12 @@ DESCRIPTION = "Push a folder made by timm-csg train or save_pretrained to the Hu
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("folder", type=path, help="checkpoint folder, or folder of a timm-csg train run")
-    parser.add_argument("repo_id", metavar="user/name", help="repository; created if need be")
-    parser.add_argument(
-        "--private", action="store_true", default=None, help="if the repository is new, make it private"
-    )
+    parser.add_argument("repo_id", metavar="user/name", help="repository; created if it does not exist")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--revision", help="branch to push to (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of pushing to main")
     parser.add_argument("--message", help="first line of the commit")
-    parser.add_argument("--token", help="with write permission (default: HF_TOKEN, or that of 'hf auth login')")
+    parser.add_argument("--token", help="token with write permission (default: HF_TOKEN, or that of 'hf auth login')")
 
 
 def run(args: argparse.Namespace) -> int:
