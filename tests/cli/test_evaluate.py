@@ -15,8 +15,7 @@ from timm_csg import measuring, metrics
 from timm_csg.checkpoint import save_plain
 from timm_csg.cli import main
 from timm_csg.cli.comparison import comparison
-from timm_csg.cli.contestants import expand
-from timm_csg.cli.evaluate import evaluate
+from timm_csg.cli.evaluate import evaluate, expand
 from timm_csg.head import head_on_pooled
 from timm_csg.numbers import GROUPS, NUMBERS
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import timm
 import torch
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor, nn
 
 from timm_csg import labels
@@ -123,22 +123,16 @@ def _html(book: Book, pairs: list[Pair], about: Mapping[str, str] | None) -> byt
 def _templates() -> Environment:
     """The templates, with the functions that they call; everything is escaped unless a template says ``safe``."""
     environment = Environment(
-        loader=FunctionLoader(lambda name: (_FILES / "templates" / name).read_text(encoding="utf-8")),
+        loader=PackageLoader(__name__),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    uses = (words.count, words.measures, filter_colour, class_facts, filter_facts, sharing, shown_matrices, script_data)
     environment.filters |= {"percent": words.percent, "on_scale": words.on_scale, "policy_hash": _policy_hash}
-    environment.globals |= {"count": words.count, "measures": words.measures, "filter_colour": filter_colour}
-    environment.globals |= {
-        "version": __version__,
-        "versions": _VERSIONS,
-        "shown_matrices": shown_matrices,
-        "script_data": script_data,
-    }
-    for function in (class_facts, filter_facts, sharing):
-        environment.globals[function.__name__] = function
+    environment.globals |= {function.__name__: function for function in uses}
+    environment.globals |= {"version": __version__, "versions": _VERSIONS}
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return environment
 

@@ -127,23 +127,24 @@ class Book:
 
     def tile(self, image: int, index: int) -> Tile:
         """An image under the map of a filter."""
-        label = int(self.findings.targets[image])
-        heat = self.maps.get((image, index))
-        name = "" if heat is None else self.pictures.heat(heat, self.scales[index])
-        words = f"Image {image}, {self.names[label]}"
-        if heat is not None:
-            words += f"; filter {index} responds most at the {place_in_words(heat)}" if name else "; no response"
-        return Tile(
-            self.pictures.image(image), name, words, self.names[label], label == int(self.findings.owners[index])
-        )
+        label, heat = int(self.findings.targets[image]), self.maps.get((image, index))
+        lies, is_own = f"filter {index} responds most", label == int(self.findings.owners[index])
+        return self.draw(image, heat, lies, self.names[label], is_own, self.scales.get(index))
 
     def answer_tile(self, answer: Answer) -> Tile:
         """An explained image under Grad-CAM of its answer."""
-        name = "" if answer.heat is None else self.pictures.heat(answer.heat)
-        words, predicted = f"Image {answer.image}, {self.names[answer.label]}", self.names[answer.predicted]
-        if name and answer.heat is not None:
-            words += f"; the evidence for {predicted} lies at the {place_in_words(answer.heat)}"
-        return Tile(self.pictures.image(answer.image), name, words, self.names[answer.label], answer.is_right)
+        lies = f"the evidence for {self.names[answer.predicted]} lies"
+        return self.draw(answer.image, answer.heat, lies, self.names[answer.label], answer.is_right)
+
+    def draw(
+        self, image: int, heat: Tensor | None, lies: str, caption: str, is_own: bool, scale: float | None = None
+    ) -> Tile:
+        """An image under a map [map height, map width]; ``lies`` begins the sentence that says where its peak is."""
+        name = "" if heat is None else self.pictures.heat(heat, scale)
+        words = f"Image {image}, {self.names[int(self.findings.targets[image])]}"
+        if heat is not None:
+            words += f"; {lies} at the {place_in_words(heat)}" if name else "; the map is empty"
+        return Tile(self.pictures.image(image), name, words, caption, is_own)
 
     @property
     def grid(self) -> tuple[int, ...] | None:

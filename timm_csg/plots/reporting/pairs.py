@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from timm_csg import explain
 from timm_csg.plots.colours import filter_colour
-from timm_csg.plots.reporting.book import Book, Tile, place_in_words
+from timm_csg.plots.reporting.book import Book, Tile
 from timm_csg.plots.reporting.pictures import displayable, fetch_images
 
 PAIRS = 12
@@ -110,9 +110,5 @@ def _pair(model: nn.Module, book: Book, image: Tensor, shown: int, label: int, t
 
 def _tile(book: Book, shown: int, heat: Tensor | None, speaks_for: int) -> Tile:
     """The image under what speaks for one of the two classes."""
-    name, words = "", f"Image {shown}, {book.names[int(book.findings.targets[shown])]}"
-    if heat is not None:
-        name = book.pictures.heat(heat.clamp(min=0).to(torch.float32))
-        where = f"at the {place_in_words(heat)}" if name else "nowhere"
-        words += f"; what speaks most for {book.names[speaks_for]} lies {where}"
-    return Tile(book.pictures.image(shown), name, words, f"for {book.names[speaks_for]}", False)
+    name, positive = book.names[speaks_for], None if heat is None else heat.clamp(min=0).to(torch.float32)
+    return book.draw(shown, positive, f"what speaks most for {name} lies", f"for {name}", is_own=False)
