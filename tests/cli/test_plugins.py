@@ -46,3 +46,14 @@ def test_a_file_is_run_once(tmp_path):
 def test_what_is_not_there_is_named(name):
     with pytest.raises(ValueError, match=f"--plugin {name}"):
         import_plugins([name])
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train", "evaluate x", "inspect x", "explain x --checkpoint y", "export x", "report x", "push x user/name"],
+)
+def test_every_command_imports_plugins_before_anything_else(command, tmp_path, capsys):
+    path = tmp_path / "stopping_plugin.py"
+    path.write_text("raise RuntimeError('imported first')\n")
+    assert main([*command.split(), "--plugin", str(path)]) == 2
+    assert "stopping_plugin.py fails: RuntimeError: imported first" in capsys.readouterr().err
