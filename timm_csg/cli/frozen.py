@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ LARGEST = 4 * 2**30
 """Most bytes of memory for features; where they need more, the frozen layers run in every epoch."""
 
 
-def without_frozen_layers(training: Training, train: Loader, display: LiveDisplay) -> Loader:
+def without_frozen_layers(training: Training, train: Any, display: LiveDisplay) -> Loader:
     """The training batches as the frozen backbone leaves them, if it leaves them alike in every epoch.
 
     That is so with ``--freeze backbone`` and ``--no-aug``, unless the features depend on trained parameters (timm has
@@ -35,30 +35,38 @@ def without_frozen_layers(training: Training, train: Loader, display: LiveDispla
     Returns:
         ``FeatureBatches``, the same batches in the same order; ``train`` itself where that cannot be.
     """
-    settings, dataset = training.settings, getattr(train, "dataset", None)
+    settings, pictures = training.settings, train.dataset
     is_done = training.epochs_done >= settings.epochs
-    if settings.freeze != "backbone" or not settings.no_aug or is_done or isinstance(dataset, IterableDataset):
+    if settings.freeze != "backbone" or not settings.no_aug or is_done or isinstance(pictures, IterableDataset):
         return train
-    processes = training.processes
-    share = measuring.ShardSampler(len(dataset), rank=processes.rank, world_size=processes.count)
-    features, targets = torch.empty(0), torch.zeros(len(dataset), dtype=torch.long)
-    with display.counting("frozen layers, once", len(share)) as advance:
-        done = 0
-        for images, labels in with_sampler(train, sampler=share, batch_size=settings.batch_size):
-            found = _features(training, training.model.eval(), images)
-            if done == 0:
-                refusal = _refusal(training, images, found, len(dataset))
-                if refusal is not None:
-                    display.say(f"{training.name}: {refusal}, so the frozen layers run in every epoch")
-                    return train
-                features = torch.zeros(len(dataset), *found.shape[1:], dtype=found.dtype)
-            rows = torch.tensor(share.indices[done : done + len(labels)])
-            features[rows], targets[rows] = found.cpu(), labels
-            done += len(labels)
-            advance(len(labels))
-    for part in (features, targets):
-        processes.complete_(part)
-    return FeatureBatches(training.model, TensorDataset(features, targets), train)
+    with display.counting("frozen layers, once", len(pictures) // training.processes.count) as advance:
+        found = _features_once(training, train, advance)
+    if isinstance(found, str):
+        display.say(f"{training.name}: {found}, so the frozen layers run in every epoch")
+        return train
+    for part in found.tensors:
+        training.processes.complete_(part)
+    return FeatureBatches(training.model, found, train)
+
+
+def _features_once(training: Training, train: Any, advance: Callable[[int], None]) -> TensorDataset | str:
+    """Features and targets of this process's share of the pictures, 0 for the others; or why they cannot be kept."""
+    count, processes = len(train.dataset), training.processes
+    share = measuring.ShardSampler(count, rank=processes.rank, world_size=processes.count)
+    features, targets = torch.empty(0, device="cpu"), torch.zeros(count, dtype=torch.long, device="cpu")
+    done = 0
+    for images, labels in with_sampler(train, sampler=share, batch_size=training.settings.batch_size):
+        found = _features(training, training.model.eval(), images)
+        if done == 0:
+            refusal = _refusal(training, images, found, count)
+            if refusal is not None:
+                return refusal
+            features = torch.zeros(count, *found.shape[1:], dtype=found.dtype, device="cpu")
+        rows = share.indices[done : done + len(labels)]
+        features[rows], targets[rows] = found.cpu(), labels
+        done += len(labels)
+        advance(len(labels))
+    return TensorDataset(features, targets)
 
 
 class FeatureBatches:
