@@ -165,7 +165,7 @@ NUMBERS = (
         gauge=Gauge(
             "Strongest images of one class",
             "Of a filter's 20 strongest images, the share of one class; with shuffled labels {purity_floor:.1%}.",
-            "100%, far from the value of shuffled labels.",
+            "{purity_best:.0%}, the most that these images allow, and far from the value of shuffled labels.",
         ),
     ),
     Number("purity_floor", "gate", "  with shuffled labels", is_summary=True),

@@ -305,7 +305,7 @@ def test_wrong_options_are_refused_before_anything_is_measured(checkpoints, data
 def test_strengths_that_are_no_numbers_are_named(checkpoints, data, capsys):
     with pytest.raises(SystemExit):
         run(checkpoints[:1], data, "--attacks", "fgsm", "--eps", "2;8")
-    assert "argument --eps: expects numbers with commas between them, but found '2;8'" in capsys.readouterr().err
+    assert "--eps expects numbers with commas between them, but found '2;8'" in capsys.readouterr().err
 
 
 def test_without_data_the_images_have_to_be_named(checkpoints):
@@ -359,6 +359,10 @@ def test_interrupted_evaluation_keeps_the_finished_models(checkpoints, data, tmp
 
 def test_every_group_of_the_table_is_explained_below_it(results):
     text = " ".join(text_of(results, 120).split())
-    for said in ("MIS: what a filter tells", "density: mean gate, at least 1 / classes = 0.333", "attack strengths in"):
+    for said in (
+        "MIS: how much a filter reveals",
+        "density: mean gate, at least 1 / classes = 0.333",
+        "attack strengths in",
+    ):
         assert said in text
     assert "Removal hides a class: other filters can still know it." in text

@@ -1,5 +1,7 @@
 """The report in a real browser: no error, no request, sorting, pointing, keys, themes, sizes, paper, no script."""
 
+import re
+
 import pytest
 from PIL import Image
 from plots.browser import CHROMIUM, Browser
@@ -29,7 +31,7 @@ def shown(page):
 
 
 def test_opens_without_error_or_request(page, report_file):
-    for place in ("overview", "classes", "filters", "matrix", "images", "about", "class-2", "filter-7"):
+    for place in ("overview", "numbers", "classes", "filters", "matrix", "images", "about", "class-2", "filter-7"):
         page.go(f"#{place}")
         assert shown(page) == [place]
     assert page.complaints == []
@@ -105,6 +107,20 @@ def test_both_matrices_show_the_filters_in_one_order(page):
     page.go("#matrix")
     order = [[text.split(",")[0] for text in first_columns(page, key)] for key in ("gate", "mutual")]
     assert order[0] == order[1]
+
+
+def test_overview_fits_one_screen_and_one_sheet(page, tmp_path):
+    assert page.run("document.querySelector('#overview').getBoundingClientRect().bottom") < 900
+    assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(tmp_path / "summary.pdf").read_bytes())) == 1
+
+
+def test_numbers_are_explained_one_step_from_the_overview(page):
+    page.run("document.querySelector('#overview .legend a').click()")
+    page.run("new Promise(done => setTimeout(done, 50))")
+    assert shown(page) == ["numbers"]
+    names = "[...document.querySelectorAll('%s')].map(part => part.textContent)"
+    assert page.run(names % "#numbers h2") == page.run(names % "#overview .brief span")
+    assert page.run("document.querySelector('.top [aria-current]').textContent") == "Overview"
 
 
 def test_printing_prints_the_overview_and_the_open_page(page):
@@ -229,7 +245,8 @@ def contrast(one, other):
 @pytest.mark.parametrize("width", [1280, 400])
 def test_no_page_is_wider_than_the_window(page, width, tmp_path):
     page.resize(width, 800)
-    for place in ("overview", "classes", "filters", "matrix", "images", "about", "class-2", "filter-7"):
+    page.run("document.querySelectorAll('select').forEach(s => s.add(new Option('as long as a row '.repeat(8))))")
+    for place in ("overview", "numbers", "classes", "filters", "matrix", "images", "about", "class-2", "filter-7"):
         page.go(f"#{place}")
         assert page.run("document.documentElement.scrollWidth") <= width, place
     picture = Image.open(page.screenshot(tmp_path / "page.png"))
@@ -248,7 +265,7 @@ def test_heat_maps_can_be_switched_off(page):
 def test_all_pages_can_be_shown_at_once_and_printed(page, tmp_path):
     one = page.pdf(tmp_path / "one.pdf").stat().st_size
     page.run("document.querySelector('#all').click()")
-    assert len(shown(page)) == 7 + 4 + 24
+    assert len(shown(page)) == 8 + 4 + 24
     assert page.pdf(tmp_path / "all.pdf").stat().st_size > 2 * one
 
 
@@ -276,6 +293,6 @@ def test_everything_is_visible_without_scripts(page, report_file):
     page.open(report_file.as_uri())
     page.without_scripts(disabled=False)  # to look at what was made without
     assert page.run("document.documentElement.className") == ""
-    assert len(shown(page)) == 7 + 4 + 24
+    assert len(shown(page)) == 8 + 4 + 24
     assert page.run("[...document.querySelectorAll('.needs-js')].every(part => !part.offsetParent)")
     assert page.run("document.querySelector('.still').naturalWidth") == 24

@@ -35,7 +35,7 @@ MOST_LOST = 0.02  # accuracy, of the other classes and against standard training
 ABOVE_GUESSING = 2.0  # standard errors above the share of the most frequent class
 
 _ROUNDING = 1e-9
-_ASSIGN = "Take assigned filters (mechanism 'assigned'), with timm_csg.assign_filters before training"
+_ASSIGN = "Assign the filters (timm_csg.assign_filters); once assigned, take more steps or a higher learning rate."
 _SPARSER = "A gate becomes sparse slowly: train for many more epochs, or take assigned filters (mechanism 'assigned')."
 _MASK = "Let the classifier use only a class's own filters: train with assigned filters and a masked classifier."
 
@@ -244,7 +244,7 @@ def _against_the_owners(found: _Owners) -> Iterator[_Objection]:
         yield _Objection(
             f"only {found.agreement:.0%} of the owned filters respond most to their owner (at least "
             f"{LEAST_AGREEMENT:.0%} are needed; shuffled labels give {found.shuffled_agreement:.0%})",
-            f"{_ASSIGN}, and train for more steps or at a higher learning rate.",
+            _ASSIGN,
         )
     least = found.shuffled_correlation + CLEARLY_ABOVE * found.shuffled_deviation
     if not found.correlation > max(least, LEAST_CORRELATION):

@@ -29,7 +29,8 @@ class Findings:
     Attributes:
         numbers: As in ``metrics.json``; None where one does not apply. Also how many ``images``, ``classes`` and
             ``filters`` there are, the share ``most_frequent`` of the most frequent class, which guessing would get
-            right, and ``mean_classes``, how many classes a filter works for on average.
+            right, ``purity_best``, the largest possible purity of 20 images, and ``mean_classes``, how many classes a
+            filter works for on average.
         stage: The last stage.
         targets: True classes [images].
         predictions: Predicted classes [images].
@@ -166,6 +167,7 @@ def _numbers(found: Measurement, confusion: Tensor) -> dict[str, Any]:
         "classes": classes,
         "filters": found.subject.seen.features.shape[1],
         "most_frequent": float(per_class.max() / per_class.sum()),
+        "purity_best": min(1.0, int(per_class.max()) / 20),
         "mean_classes": None if density is None else density * classes,
     }
 

@@ -17,7 +17,8 @@
     pages.forEach((other) => other.classList.toggle("current", other === page));
     const heading = $("h1", page);
     document.title = page === pages[0] ? title : `${heading.textContent} · ${title}`;
-    const above = page.id.startsWith("class-") ? "classes" : page.id.startsWith("filter-") ? "filters" : page.id;
+    const kind = page.id.replace(/-.*/, "");
+    const above = { class: "classes", filter: "filters", numbers: "overview" }[kind] || page.id;
     $$(".top nav a").forEach((link) => {
       if (link.hash === `#${above}`) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
