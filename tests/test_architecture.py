@@ -29,6 +29,7 @@ TIERS = (
         "labels",
         "pictures",
         "tensors",
+        "first_batch",
     ),
     ("mechanisms.registry",),
     ("mechanisms", "head", "manifest"),

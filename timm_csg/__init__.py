@@ -144,4 +144,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+    """What is public; modules that were imported on the way are not."""
+    return sorted({*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))})

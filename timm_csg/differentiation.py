@@ -70,7 +70,8 @@ def differentiate(
     given = timm_model.num_classes if num_classes is None else num_classes
     classes = whole(given) or 0
     if classes < 1:
-        raise ValueError(f"num_classes must be a whole number, 1 or more, but is {given!r}; pass num_classes=...")
+        remedy = f"a recipe is named: recipe={given!r}." if isinstance(given, str) else "pass num_classes=..."
+        raise ValueError(f"num_classes must be a whole number, 1 or more, but is {given!r}; {remedy}")
     check_logits(timm_model, timm_model.num_features)
     made = make_mechanism(timm_model, classes, mechanism_class, config)
     if classes != timm_model.num_classes:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeGuard
 from torch import Tensor, nn
 
 from timm_csg.checks import whole
+from timm_csg.first_batch import check_kind
 from timm_csg.head import HeadTraits, check_shape, effective_weight, find_classifier, is_plain_layer, probe_traits
 from timm_csg.mechanisms.base import Head, HeadKind, Mechanism, MechanismConfig
 from timm_csg.mechanisms.targets import check_targets
@@ -74,6 +75,7 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
                 without the targets it needs, or the head gives no logits [batch, classes].
             TypeError: If the gated path is asked for with a NaFlex patch dictionary, or ``patch_coord`` is not named.
         """
+        check_kind(x)
         check_targets(x, targets, paths)
         if targets is None and paths is None:
             plain_logits: Tensor = super().forward(x, **kwargs)
@@ -176,13 +178,12 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
             raise ValueError(
                 f"a differentiated model needs classes, but num_classes={num_classes}; undifferentiate() first."
             )
-        num_classes = classes
-        made = make_mechanism(self, num_classes, type(self.mechanism), self.mechanism.config)
-        super().reset_classifier(num_classes, *args, **kwargs)
+        made = make_mechanism(self, classes, type(self.mechanism), self.mechanism.config)
+        super().reset_classifier(classes, *args, **kwargs)
         self.mechanism = made
         self._probed = None
         probe_in_advance(self)
-        _logger.info("classifier and mechanism %s re-created for %d classes", self.mechanism.name, num_classes)
+        _logger.info("classifier and mechanism %s re-created for %d classes", self.mechanism.name, classes)
 
     def train(self, mode: bool = True) -> Any:
         """As ``torch.nn.Module.train``, but batch norms that ``timm_csg.freeze`` froze stay in eval mode."""

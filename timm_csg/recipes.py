@@ -12,7 +12,7 @@ from timm_csg.mechanisms.base import Mechanism, MechanismConfig
 from timm_csg.mechanisms.csg import CSGConfig
 from timm_csg.mechanisms.icnn import ICNNConfig
 from timm_csg.mechanisms.picnn import PICNNConfig
-from timm_csg.mechanisms.registry import resolve_config
+from timm_csg.mechanisms.registry import list_mechanisms, resolve_config
 from timm_csg.schedule import Alternating, Joint
 
 
@@ -121,6 +121,8 @@ def mechanism_of(
         20.0
     """
     if recipe is None:
+        if isinstance(mechanism, str) and mechanism in RECIPES and mechanism not in list_mechanisms():
+            raise ValueError(f"{mechanism!r} is a recipe, not a mechanism; pass recipe={mechanism!r}.")
         return resolve_config("assigned" if mechanism is None else mechanism, options)
     if mechanism is not None:
         raise ValueError(f"give a recipe or a mechanism, but got recipe={recipe!r} and mechanism={mechanism!r}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,13 +13,19 @@ from torch import Tensor, nn
 
 from timm_csg.checks import check_class_indices
 
+_logger = logging.getLogger(__name__)
+_FAR_OUT = 4  # times the largest value that a normalised image can have
+
 
 def check_whole(model: nn.Module) -> None:
     """Raise if a model is sharded: what runs its stage and its head one by one passes by the hooks that gather it.
 
     Raises:
+        TypeError: If it is no model.
         ValueError: With the way to a whole model.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model first, then the images, but found {type(model).__name__} as the model.")
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
         raise ValueError(
             f"{type(model).__name__} is sharded by fully_shard, but metrics, explanations and the assignment of "
@@ -88,6 +95,34 @@ def check_images(model: Any, images: Any, first: int = 0) -> None:
             )
 
 
+def pixels_in(model: Any, images: Tensor) -> str:
+    """A sentence if images can only be pixels from 0 to 255 where the model expects normalised ones; else nothing.
+
+    Example:
+        >>> import timm
+        >>> pixels_in(timm.create_model("test_resnet"), torch.tensor([0.0, 200.0]))
+        'images have values from 0 to 200, but normalised ones of this model reach 1: these are pixels from 0 to 255.'
+    """
+    config = getattr(model, "pretrained_cfg", None) or {}
+    if not config.get("mean") or not config.get("std") or images.numel() == 0 or images.is_meta:
+        return ""
+    largest = max((1 - mean) / std for mean, std in zip(config["mean"], config["std"], strict=False))
+    low, high = (float(value) for value in images.detach().aminmax())
+    if not (low >= 0 and _FAR_OUT * largest < high <= 255):
+        return ""
+    return (
+        f"images have values from {low:.3g} to {high:.3g}, but normalised ones of this model reach {largest:.3g}: "
+        "these are pixels from 0 to 255."
+    )
+
+
+def warn_of_pixels(model: Any, images: Tensor) -> None:
+    """Log what ``pixels_in`` finds; looks at all values, so it is for one batch."""
+    found = pixels_in(model, images)
+    if found:
+        _logger.warning("%s Normalise them as the model expects, see timm.data.create_transform.", found)
+
+
 def _expected(model: Any) -> tuple[int | None, tuple[int, int] | None]:
     """Channels, and height and width, that a model insists on; None where it does not."""
     if not getattr(model, "pretrained_cfg", None):
@@ -146,6 +181,8 @@ def checked_batches(
         if len(images) == 0:
             continue
         check_images(model, images, first)
+        if first == 0:
+            warn_of_pixels(model, images)
         _check_one_each(images, targets)
         if not (soft and targets.ndim == 2):
             check_class_indices(targets, _classes(model))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from timm_csg.assignment import Assignment, assign_filters, find_assigned, has_assigned
 from timm_csg.attachment import Attachment, bare_optimizers, check_by_hand, check_optimizers, check_replicas
 from timm_csg.checks import make_numbers_plain
+from timm_csg.first_batch import check_first_batch, check_kind
 from timm_csg.mechanisms.assigned import read_assignment
 from timm_csg.mechanisms.base import Mechanism
 from timm_csg.model import DifferentiatedModel, PathOutputs
@@ -68,6 +69,7 @@ class TrainingMixin:
     _epoch_remedy = "call loop.set_epoch(epoch) at the beginning of every epoch, counted from 0"
     _epoch_is_told: bool = False
     _schedule_is_checked: bool = False
+    _batch_is_checked: bool = False
 
     @property
     def path(self) -> Path:
@@ -149,7 +151,10 @@ class TrainingMixin:
             ValueError: If DistributedDataParallel was wrapped around it before its mechanism was there.
         """
         inner = _inner(model)
-        _check_images(images)
+        check_kind(images)
+        if not self._batch_is_checked:
+            check_first_batch(inner, images, targets)
+            self._batch_is_checked = True
         check_replicas(model, inner)
         mechanism = inner.mechanism
         mechanism.set_epoch(self.progress.epoch)
@@ -277,15 +282,6 @@ def _check_averages(averages: Iterable[nn.Module], inner: DifferentiatedModel) -
                 "assignment; make it after assign_filters(), or name it there: loop.assign_filters(model, loader, "
                 "averages=[average])."
             )
-
-
-def _check_images(images: Any) -> None:
-    """Raise unless images are floating-point numbers; a model's own complaint names neither images nor remedy."""
-    if isinstance(images, Tensor) and not images.is_floating_point():
-        raise TypeError(
-            f"images must be floating-point numbers, normalised as the model expects, but are {images.dtype}; see "
-            "timm.data.create_transform, or timm's create_loader, which normalises."
-        )
 
 
 def _inner(model: nn.Module) -> DifferentiatedModel:

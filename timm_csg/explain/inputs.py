@@ -21,7 +21,7 @@ from torch import Tensor
 from timm_csg.checks import nearest
 from timm_csg.labels import class_index, class_names, input_config
 from timm_csg.pictures import convert, find_pictures, image_mode, read_image, shown
-from timm_csg.running import check_images
+from timm_csg.running import check_images, pixels_in
 
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor"
 Images: TypeAlias = "Picture | Sequence[Picture]"
@@ -32,7 +32,6 @@ Loader: TypeAlias = "Iterable[Any] | str | os.PathLike[str]"
 MOST_PICTURES = 512
 """Pictures that are explained at once; a loop over parts takes more."""
 _CHANNELS = (1, 3, 4)
-_FAR_OUT = 4  # times the largest value that a normalised image can have
 
 
 def as_batch(model: Any, images: Images) -> Tensor:
@@ -218,16 +217,11 @@ def _from_array(array: Any) -> Image.Image:
 
 def _check_normalised(model: Any, images: Tensor) -> None:
     """Refuse tensors that can only be pixels from 0 to 255."""
-    config = getattr(model, "pretrained_cfg", None) or {}
-    if not config.get("mean") or not config.get("std") or images.numel() == 0 or images.is_meta:
-        return
-    largest = max((1 - mean) / std for mean, std in zip(config["mean"], config["std"], strict=False))
-    low, high = (float(value) for value in images.detach().aminmax())
-    if low >= 0 and _FAR_OUT * largest < high <= 255:
+    found = pixels_in(model, images)
+    if found:
         raise ValueError(
-            f"images have values from {low:.3g} to {high:.3g}, but normalised ones of this model reach {largest:.3g}: "
-            "these look like pixels from 0 to 255. Pass images.to(torch.uint8), which are then resized and normalised "
-            "as the model wants it, or normalise them as in training."
+            f"{found} Pass images.to(torch.uint8), which are then resized and normalised as the model wants it, or "
+            "normalise them as in training."
         )
 
 
