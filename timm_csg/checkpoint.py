@@ -132,8 +132,8 @@ def save_pretrained(
     size = config["pretrained_cfg"]["input_size"]
     facts = card.Facts("", "", metrics, base_model, (), labels.get("label_names", ()), size, _layer(made))
     readme = _readme(model, directory, facts)
-    texts = {README: readme, METRICS: None if metrics is None else _to_json(metrics)}
-    texts = {name: text for name, text in texts.items() if text is not None}
+    texts = {} if readme is None else {README: readme}
+    texts |= {} if metrics is None else {METRICS: _to_json(metrics)}
     with ExitStack() as stack:
         # Renamed in the reverse order of this list when the stack unwinds: config.json last.
         names = [CONFIG, *texts, MECHANISM, WEIGHTS]

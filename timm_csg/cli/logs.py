@@ -81,9 +81,7 @@ def _tensorboard(folder: Path, recipe: str, config: Mapping[str, Any]) -> tuple[
 
 
 def _wandb(folder: Path, recipe: str, config: Mapping[str, Any]) -> tuple[Log, Close]:
-    import wandb
-
-    run: Any = wandb.init(
+    run: Any = importlib.import_module("wandb").init(
         project="timm_csg",
         group=folder.name,
         name=f"{folder.name} {recipe}",
