@@ -31,6 +31,7 @@ def without_frozen_layers(model: nn.Module) -> nn.Module:
     """The same network, fed with what its frozen layers make of pictures."""
     model.conv_stem = model.bn1 = nn.Identity()
     model.blocks = nn.Sequential(model.blocks[-1])
+    model.pretrained_cfg = {}  # what it says of pictures holds no longer
     return model
 
 
