@@ -22,6 +22,7 @@ from timm_csg.manifest import (
     Manifest,
     UnreadableConfigError,
     damaged_files,
+    folder_named,
 )
 from timm_csg.model import DifferentiatedModel
 from timm_csg.version import __version__
@@ -71,7 +72,7 @@ def from_pretrained(
     """
     repo_id, revision = parse_name(name, revision)
     if repo_id is None:
-        folder = Path(str(name).removeprefix("local-dir:")).expanduser()
+        folder = folder_named(name)
         if not (folder / CONFIG).is_file() and (folder / "model" / CONFIG).is_file():
             raise CheckpointError(f"{folder} is the folder of a run; its model is in {folder / 'model'}: load that.")
         return load_directory(folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -140,6 +141,16 @@ class Manifest:
                 f"{self.folder / name} is damaged or was not saved together with {CONFIG} (its checksum differs); "
                 "save or download again."
             )
+
+
+def folder_named(name: str | os.PathLike[str]) -> Path:
+    """The folder that a name stands for, whether it exists or not.
+
+    Example:
+        >>> folder_named("local-dir:runs/pets").as_posix()
+        'runs/pets'
+    """
+    return Path(str(name).removeprefix("local-dir:")).expanduser()
 
 
 def damaged_files(folder: Path) -> list[str]:

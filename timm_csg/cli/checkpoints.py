@@ -15,7 +15,7 @@ from timm_csg.checks import nearest
 from timm_csg.cli.runs import RunFolder
 from timm_csg.hub import from_pretrained, parse_name
 from timm_csg.hub_errors import HubError, explained
-from timm_csg.manifest import CONFIG, CheckpointError, NoMechanismError
+from timm_csg.manifest import CONFIG, CheckpointError, NoMechanismError, folder_named
 
 
 class Opened(NamedTuple):
@@ -88,7 +88,7 @@ def check_local(checkpoint: str) -> None:
 
 def checkpoint_folder(checkpoint: str | Path) -> Path | None:
     """The checkpoint's folder; of a run the folder ``model`` in it. None if it is not a folder."""
-    folder = Path(str(checkpoint).removeprefix("local-dir:")).expanduser()
+    folder = folder_named(checkpoint)
     if not folder.is_dir():
         return None
     inner = RunFolder(folder).model
@@ -122,7 +122,7 @@ def _repository(name: str) -> str | None:
 def _spelled_alike(checkpoint: str) -> str:
     """A question that suggests a folder or timm model whose name differs by a typo; empty if none does."""
     place = Path()
-    parts = Path(checkpoint.removeprefix("local-dir:")).expanduser().parts
+    parts = folder_named(checkpoint).parts
     for index, part in enumerate(parts):
         if not (place / part).exists():
             beside = [path.name for path in place.iterdir()] if place.is_dir() else []

@@ -32,6 +32,7 @@ from timm_csg.cli.results import write_json, write_tables
 from timm_csg.cli.runs import RunFolder, file_stem, folder_for_results
 from timm_csg.cli.settings import DATA_OPTIONS, WHERE_OPTIONS, TrainSettings
 from timm_csg.cli.terminal import say
+from timm_csg.manifest import folder_named
 from timm_csg.measuring import Measurement, measure
 from timm_csg.measuring.measurement import choose
 from timm_csg.version import __version__
@@ -123,17 +124,11 @@ def expand(checkpoints: Sequence[str]) -> dict[str, str]:
     Raises:
         ValueError: If none are given, one is given twice, or two would write the same files.
     """
-    parts: list[tuple[str, ...]] = []
     found: list[str] = []
     for checkpoint in checkpoints:
-        folder = Path(checkpoint.removeprefix("local-dir:")).expanduser()
-        run = RunFolder(folder)
-        for path in [str(model) for model in run.models()] if run.exists() else [checkpoint]:
-            found.append(path)
-            place = Path(path.removeprefix("local-dir:")).expanduser()
-            is_folder = place.is_dir()
-            whole = place.absolute().parts if is_folder else tuple(path.split("/"))
-            parts.append(whole[:-1] if is_folder and whole[-1] == "model" else whole)
+        run = RunFolder(folder_named(checkpoint))
+        found += map(str, run.models()) if run.exists() else [checkpoint]
+    parts = [_parts(path) for path in found]
     if not found:
         raise ValueError("there is nothing to evaluate; name one or more checkpoints.")
     if len(set(found)) < len(found):
@@ -147,6 +142,15 @@ def expand(checkpoints: Sequence[str]) -> dict[str, str]:
         if (other := stems.setdefault(file_stem(label), label)) != label:
             raise ValueError(f"the tables of {other} and {label} would have the same file names; rename one folder.")
     return named
+
+
+def _parts(checkpoint: str) -> tuple[str, ...]:
+    """Of its path or name, without the ``model`` at the end that all folders of runs have."""
+    place = folder_named(checkpoint)
+    if not place.is_dir():
+        return tuple(checkpoint.split("/"))
+    parts = place.absolute().parts
+    return parts[:-1] if parts[-1] == "model" else parts
 
 
 def settings_for(named: dict[str, str], data_options: dict[str, Any]) -> dict[str, TrainSettings]:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from timm_csg.checkpoint import replacing
 from timm_csg.cli.distributed import told_by_first
 from timm_csg.cli.settings import MACHINE_OPTIONS, STANDARD, TrainSettings
-from timm_csg.manifest import CONFIG
+from timm_csg.manifest import CONFIG, folder_named
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as ``replacing`` names them
 _STATE = "state.pt"
@@ -54,7 +54,7 @@ class RunFolder:
         Args:
             checkpoint: A name or a folder, also as ``local-dir:folder``.
         """
-        folder = Path(str(checkpoint).removeprefix("local-dir:")).expanduser()
+        folder = folder_named(checkpoint)
         whole = folder.resolve()
         above = whole.parents[:2] if whole.name == "model" else ()
         return next((run for place in (folder, *above) if (run := cls(place)).exists()), None)
