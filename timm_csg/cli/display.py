@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -17,7 +16,7 @@ from timm_csg.numbers import LABELS_GIVEN, NUMBERS, notes
 _IN_AN_EPOCH = {"loss": 3, "accuracy": 4, "gated_accuracy": 4, "density": 3}  # and the places that are shown
 
 
-class LiveDisplay:
+class LiveDisplay(Progress):
     """What training does, for people.
 
     On a terminal a progress bar over all trainings and a line for the newest epoch of each; elsewhere a plain line for
@@ -30,10 +29,9 @@ class LiveDisplay:
     """
 
     def __init__(self, console: Console | None, recipes: list[str], steps: int) -> None:
-        self.console = console
         self.is_live = console is not None and console.is_terminal
         self.rows: dict[str, dict[str, Any]] = {name: {} for name in recipes}
-        self.progress = Progress(
+        super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(None),
             TextColumn("{task.percentage:>3.0f}%"),
@@ -41,40 +39,32 @@ class LiveDisplay:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
+            refresh_per_second=4,
             expand=True,
+            transient=True,
+            disable=not self.is_live,
         )
-        self.task = self.progress.add_task("training", total=steps)
-        self.live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
-        self.name = ""
-        self.tells_start = True
-
-    def __enter__(self) -> LiveDisplay:
-        if self.is_live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.is_live:
-            self.live.stop()
+        self.is_quiet, self.name, self.tells_start = console is None, "", True
+        self.training = self.add_task("training", total=steps)
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        if self.console is not None:
+        if not self.is_quiet:
             self.console.print(text, soft_wrap=True)
 
-    def start(self, name: str, epochs: int, history: list[dict[str, Any]], steps_per_epoch: int) -> None:
+    def begin(self, name: str, epochs: int, history: list[dict[str, Any]], steps_per_epoch: int) -> None:
         """A training begins, or is resumed after the epochs in ``history``."""
         self.name = name
         self.rows[name] = {"epochs": epochs, **(history[-1] if history else {"epoch": -1})}
-        steps = (self.progress.tasks[0].total or 0) - len(history) * steps_per_epoch  # the others would count as fast
-        self.progress.update(self.task, total=steps)
+        steps = (self.tasks[0].total or 0) - len(history) * steps_per_epoch  # the others would count as fast
+        self.update(self.training, total=steps)
 
     def batch(self, path: str) -> None:
         """A batch is done."""
         row = self.rows[self.name]
         row["path"] = path
-        self.progress.update(self.task, advance=1, description=f"{self.name}, epoch {row['epoch'] + 2}")
-        task = self.progress.tasks[0]
+        self.update(self.training, advance=1, description=f"{self.name}, epoch {row['epoch'] + 2}")
+        task = self.tasks[0]
         if not self.is_live and self.tells_start and task.completed >= 3 and (task.elapsed or 0) > 5:
             self.tells_start = False
             self.say(f"{self.name}: the first batches are done, {self._left()}")
@@ -92,7 +82,7 @@ class LiveDisplay:
 
     def note(self, text: str) -> None:
         """What happens between trainings."""
-        self.progress.update(self.task, description=text)
+        self.update(self.training, description=text)
         if not self.is_live:
             self.say(text)
 
@@ -101,14 +91,15 @@ class LiveDisplay:
         """A pass over pictures before the first epoch, with a bar of its own; call with the number of each batch."""
         if not self.is_live:
             self.say(what)
-        task = self.progress.add_task(what, total=total)
-        yield lambda count: self.progress.update(task, advance=count)
-        self.progress.remove_task(task)
+        task = self.add_task(what, total=total)
+        yield lambda count: self.update(task, advance=count)
+        self.remove_task(task)
 
     def _left(self) -> str:
-        return f"about {TimeRemainingColumn().render(self.progress.tasks[0])} left"
+        return f"about {TimeRemainingColumn().render(self.tasks[0])} left"
 
-    def _render(self) -> Group:
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The newest epoch of each training, above the bars."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("training", "epoch", "path", "loss", "accuracy", "gated accuracy", "density"):
             table.add_column(column, justify="left" if column in ("training", "path") else "right")
@@ -116,7 +107,8 @@ class LiveDisplay:
             done = f"{row['epoch'] + 1}/{row['epochs']}" if row else "waiting"
             cells = [_number(row.get(key), places) for key, places in _IN_AN_EPOCH.items()]
             table.add_row(name, done, row.get("path", ""), *cells)
-        return Group(table, self.progress)
+        yield table
+        yield from super().get_renderables()
 
 
 def result_table(results: dict[str, dict[str, Any]]) -> Table:

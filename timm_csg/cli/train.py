@@ -110,7 +110,7 @@ class _Run:
         training = Training(
             name, recipe, self.settings, data.num_classes, steps, self.folder.state_of(name), self.processes
         )
-        self.display.start(name, self.settings.epochs, training.history, steps)
+        self.display.begin(name, self.settings.epochs, training.history, steps)
         try:
             training.assign(data.own_plain_train)
             batches = without_frozen_layers(training, data.train, self.display)
