@@ -66,23 +66,19 @@ def _verdicts(verdicts: list[dict[str, Any]], parameters: int) -> RenderableType
     lines = Table.grid(padding=(0, 1, 0, 0))
     lines.add_column(no_wrap=True)
     lines.add_column()
-    applying = []
-    for verdict in verdicts:
-        added = verdict.get("parameters")
-        more = (
-            ""
-            if added is None
-            else f" (+ {added:,} parameters, {added / parameters:.1%})"
-            if added
-            else " (adds no parameters)"
-        )
-        applying += [verdict["name"] + more] if verdict["applies"] else []
+    applying = [found["name"] + _cost(found.get("parameters"), parameters) for found in verdicts if found["applies"]]
     lines.add_row(Text("yes", style="green"), Text(", ".join(applying) or "none"))
     refused = [verdict for verdict in verdicts if not verdict["applies"]]
     for reason, group in groupby(sorted(refused, key=_reason), key=_reason):
         names = ", ".join(verdict["name"] for verdict in group)
         lines.add_row(Text("no", style="red"), Text(f"{names}: {reason}"))
     return lines
+
+
+def _cost(added: int | None, parameters: int) -> str:
+    if added is None:
+        return ""
+    return f" (+ {added:,} parameters, {added / parameters:.1%})" if added else " (adds no parameters)"
 
 
 def _reason(verdict: dict[str, Any]) -> str:
@@ -108,17 +104,14 @@ def _measured(measured: dict[str, Any]) -> str:
     context = [
         f"{key} {measured[key]}" for key in ("recipe", "data", "epochs", "seed") if measured.get(key) is not None
     ]
-    labels = {"gated_accuracy": "gated with the label given"} if _given_labels(measured) else {}
+    given = measured.get("gated_accuracy_uses_labels") is True
+    labels = {"gated_accuracy": "gated with the label given"} if given else {}
     values = [
         f"{labels.get(number.key, number.label.strip())} {measured[number.key]:.{number.places}f}"
         for number in NUMBERS
         if number.head and number.label and isinstance(measured.get(number.key), (int, float))
     ]
     return "\n".join(filter(None, (", ".join(context), ", ".join(values))))
-
-
-def _given_labels(measured: dict[str, Any]) -> bool:
-    return measured.get("gated_accuracy_uses_labels") is True
 
 
 def _owners(owners: Sequence[int], names: Sequence[str]) -> Table:
