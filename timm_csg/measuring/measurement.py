@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from timm_csg.checks import nearest, whole
 from timm_csg.measuring.attacked import ATTACKS
 from timm_csg.measuring.collecting import collect
 from timm_csg.measuring.marked import check_files
-from timm_csg.measuring.measures import CLASS_COLUMNS, FILTER_COLUMNS, MEASURES
+from timm_csg.measuring.measures import CLASS_COLUMNS, FILTER_COLUMNS, MEASURES, Measure
 from timm_csg.measuring.subject import Subject
 from timm_csg.numbers import GROUPS, NUMBERS
 
@@ -132,16 +133,21 @@ def measure(
         progress,
     )
     numbers: dict[str, Any] = {}
-    columns = {"": True}  # those that no group has
     for group, keys in chosen.items():
         stage(group)
         numbers |= {key: _plain(MEASURES[key](subject)) for key in keys}
-        columns[group] = len(keys) == sum(number.group == group for number in NUMBERS)
-    by_class, by_filter = (
-        {name: values for name, group, of in table if columns.get(group) and (values := of(subject)) is not None}
-        for table in (CLASS_COLUMNS, FILTER_COLUMNS)
-    )
+    by_class, by_filter = (_columns(table, chosen, subject) for table in (CLASS_COLUMNS, FILTER_COLUMNS))
     return Measurement(numbers, by_class, by_filter, subject)
+
+
+def _columns(
+    table: Iterable[tuple[str, str, Measure]], chosen: Mapping[str, Sequence[str]], subject: Subject
+) -> dict[str, Tensor]:
+    """Those of no group, and of groups that are measured as a whole."""
+    sizes = Counter(number.group for number in NUMBERS)
+    whole_groups = {"", *(group for group, keys in chosen.items() if len(keys) == sizes[group])}
+    wanted = {name: of for name, group, of in table if group in whole_groups}
+    return {name: values for name, of in wanted.items() if (values := of(subject)) is not None}
 
 
 def choose(names: Sequence[str] | None, options: Mapping[str, Any]) -> dict[str, list[str]]:
