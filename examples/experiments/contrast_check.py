@@ -64,6 +64,8 @@ def check(model: nn.Module, images: Tensor, pairs: list[tuple[int, int]], owned:
     for one, other in pairs:
         is_first, is_second = ((best == one) | (best == other) for best in (answer, second))
         rows = (is_first & is_second if close else is_first).nonzero()[:, 0]
+        if not len(rows):
+            continue
         found = explain.contrast(model, images[rows], one, other, upsample=False)
         own = owned[answer[rows]]
         top = torch.zeros_like(found.deciding).scatter(1, found.filters, True) & found.deciding
