@@ -90,6 +90,7 @@ def run(made: dict, args: argparse.Namespace, method: str, seed: int) -> dict:
     train(model, chosen, args, method)
     owners = model.mechanism.class_filter_matrix() if timm_csg.is_differentiated(model) else None
     found = {"method": method, "seed": seed, **measure(model, chosen, owners)}
+    found |= {} if owners is None else {"gate_density": float(metrics.gate_density(owners))}
     del model.forward_features
     return found | {"localisation": localise(model, made, args)}
 
@@ -114,7 +115,8 @@ def main(arguments: list[str] | None = None) -> list[dict]:
             print(json.dumps(results[-1]), flush=True)
             if args.output:
                 with args.output.open("a") as file:
-                    file.write(json.dumps({"epochs": args.epochs, **results[-1]}) + "\n")
+                    options = {"epochs": args.epochs, "batch_size": args.batch_size}
+                    file.write(json.dumps(options | results[-1]) + "\n")
     return results
 
 
