@@ -134,6 +134,34 @@ def test_folder_of_the_trainer_names_the_call_and_the_call_loads_it(model, other
         load_checkpoint(plain, folder)
 
 
+@pytest.mark.parametrize("files", [["pytorch_model.bin"], ["model.safetensors.index.json"], []], ids=str)
+def test_other_files_of_the_trainer_load_or_are_named(model, other, tmp_path, files):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "timm_wrapper"}))
+    for name in files:
+        torch.save(under("timm_model.", model.state_dict()), tmp_path / name)
+    if files == ["pytorch_model.bin"]:
+        assert_same_state(load_checkpoint(other, tmp_path), model)
+        return
+    why = "several files; .*max_shard_size='1TB'" if files else r"has no model\.safetensors\.$"
+    with pytest.raises(CheckpointError, match=why):
+        load_checkpoint(other, tmp_path)
+
+
+@pytest.mark.parametrize("entry", ["state_dict", "model", "model_state_dict", "module", "net"])
+def test_weights_are_found_in_the_entries_of_common_loops(model, other, tmp_path, entry):
+    torch.save({"epoch": 3, entry: model.state_dict()}, tmp_path / "last.pt")
+    assert_same_state(load_checkpoint(other, tmp_path / "last.pt"), model)
+
+
+def test_other_entries_are_named_with_what_to_save(model, tmp_path):
+    torch.save({"epoch": 3, "generator": model.state_dict()}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match=r"dict with the entries epoch, generator, not a .*torch\.save"):
+        load_checkpoint(model, tmp_path / "last.pt")
+    torch.save(model, tmp_path / "whole.pt")
+    with pytest.raises(CheckpointError, match=r"not a state dict of tensors; save the one of the model"):
+        load_checkpoint(model, tmp_path / "whole.pt")
+
+
 def test_averaged_checkpoint_of_timm_loads(model, other, tmp_path):
     average = {key: value.to(torch.float32) for key, value in model.state_dict().items()}
     torch.save(average, tmp_path / "averaged.pth")

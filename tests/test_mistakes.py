@@ -224,3 +224,38 @@ def test_pixels_for_a_model_of_fixed_size_are_counted(given):
 def test_targets_in_a_list_are_named(model, given):
     with pytest.raises(TypeError, match=r"but are a list; pass torch\.as_tensor"):
         model(given[0], given[1].tolist(), paths=("gated",))
+
+
+MEASURING = ["collect", "ablate", "collect_peaks", "part_interpretability", "gradmap", "activmap", "effective_diameter"]
+
+
+@pytest.mark.parametrize("function", MEASURING)
+@pytest.mark.parametrize(
+    ("wrap", "text"),
+    [
+        (torch.nn.DataParallel, r"DataParallel has no forward_features.*pass the model inside, \.module"),
+        (lambda model: timm.create_model("test_resnet", features_only=True), r"FeatureListNet has no .*create_model"),
+        (lambda model: "resnet18", "str has no forward_features"),
+    ],
+    ids=["wrapped", "features only", "name"],
+)
+def test_what_has_no_stage_and_head_is_refused(model, given, function, wrap, text):
+    with pytest.raises(TypeError, match=text):
+        (OF_IMAGES | OF_LOADERS)[function](wrap(model), *given)
+
+
+def test_a_model_without_classes_is_not_measured(given):
+    with pytest.raises(ValueError, match="ResNet has no classes to measure"):
+        measuring.measure(timm.create_model("test_resnet", num_classes=0), [given], ["accuracy"])
+
+
+def test_grey_models_have_fields_and_weights(given):
+    model = timm.create_model("test_resnet", in_chans=1)
+    assert measuring.receptive_field(model, 64).centre_y.tolist() == [0.5, 32.5]
+    assert measuring.stage_weight(model).weight.shape[0] == 96
+
+
+def test_a_criterion_that_gives_a_number_for_each_image_is_named(model, given):
+    loop = timm_csg.TrainingMixin()
+    with pytest.raises(ValueError, match=r"criterion must return one number for the batch, but returns shape \[6\]"):
+        loop.losses(model.train(), *given, torch.nn.CrossEntropyLoss(reduction="none"))

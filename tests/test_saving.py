@@ -343,3 +343,22 @@ def test_tilde_is_the_home_folder(model, tmp_path, monkeypatch):
     assert timm_csg.save_pretrained(model, "~/saved") == tmp_path / "saved"
     assert type(timm_csg.from_pretrained("~/saved")) is type(model)
     assert type(timm_csg.from_pretrained("local-dir:~/saved")) is type(model)
+    assert timm_csg.load_checkpoint(model, "~/saved") is model
+
+
+@pytest.mark.parametrize("name", ["conv1.0.weight", "fc.bias", "mechanism.scale"])
+def test_weights_that_are_not_finite_are_refused(make_model, tmp_path, name):
+    model = timm_csg.differentiate(make_model(), mechanism="assigned")
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[0] = float("nan")
+    with pytest.raises(ValueError, match=f"{name} is not finite.* training diverged"):
+        timm_csg.save_pretrained(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_without_values_and_names_of_files_are_refused(model, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file, but a checkpoint is a folder"):
+        timm_csg.save_pretrained(model, tmp_path / "file")
+    with pytest.raises(ValueError, match=r"conv1\.0\.weight has no values yet .*'meta'"):
+        timm_csg.save_pretrained(model.to("meta"), tmp_path / "out")

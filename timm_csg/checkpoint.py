@@ -36,7 +36,7 @@ from timm_csg.manifest import ASSETS, CONFIG, FORMAT, MECHANISM, METRICS, README
 from timm_csg.mechanisms.base import Mechanism
 from timm_csg.model import DifferentiatedModel, plain
 from timm_csg.stage import find_stage
-from timm_csg.tensors import Header, merged_state, misfits, remedy, with_counters
+from timm_csg.tensors import Header, check_finite, merged_state, misfits, remedy, with_counters
 from timm_csg.version import __version__
 
 _logger = logging.getLogger(__name__)
@@ -109,8 +109,8 @@ def save_pretrained(
     Raises:
         TypeError: If the model is not differentiated, or the class names are not strings.
         ValueError: If ``metrics`` cannot be written as JSON, names or preprocessing do not suit the model, the
-            mechanism is not finite, or the weights could not be loaded again (quantised, with a LoRA adapter,
-            reparameterized); the message says what to do before saving.
+            weights are not finite, the directory is a file, or the weights could not be loaded again (quantised, with a
+            LoRA adapter, reparameterized); the message says what to do before saving.
         OSError: If the folder cannot be written. An earlier save is then still intact, or, if it happened between two
             renames, loading it fails with a checksum error; never with a mixture of the two.
     """
@@ -120,7 +120,7 @@ def save_pretrained(
             f"expected a differentiated model, but found {type(model).__name__}; plain timm models have "
             "timm.models.save_for_hf."
         )
-    directory = Path(directory).expanduser()
+    directory = _folder(directory)
     labels = label_entries(model, class_names, label_descriptions)
     with plain(model):
         weights, config, made = _plain_parts(model, labels, preprocessing)
@@ -187,12 +187,19 @@ def save_plain(
     Raises:
         ValueError: As ``save_pretrained``.
     """
+    directory = _folder(directory)
     weights, config, _ = _plain_parts(model, label_entries(model, class_names), preprocessing)
-    directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / CONFIG) as config_file, replacing(directory / WEIGHTS) as weights_file:
         safetensors.torch.save_file(weights, weights_file, metadata={"format": "pt"})
         config_file.write_text(_to_json(config))
+    return directory
+
+
+def _folder(directory: str | os.PathLike[str]) -> Path:
+    directory = Path(directory).expanduser()
+    if directory.is_file():
+        raise ValueError(f"{directory} is a file, but a checkpoint is a folder; choose another name.")
     return directory
 
 
@@ -201,6 +208,7 @@ def _plain_parts(
 ) -> tuple[dict[str, Tensor], dict[str, Any], nn.Module]:
     """Weights and config of a plain model, and the model without memory that the config makes, which they fit."""
     weights = merged_state(model)
+    check_finite({name: weights[name] for name, _ in model.named_parameters() if name in weights})
     with tempfile.TemporaryDirectory(prefix="timm_csg-") as folder:
         path = Path(folder, CONFIG)
         save_config_for_hf(model, str(path), model_config=labels, data_config=data_config(preprocessing))
@@ -236,12 +244,7 @@ def _mechanism_state(model: DifferentiatedModel, weights: dict[str, Tensor]) -> 
     """The mechanism's tensors, finite and in its feasible set; what it masks in the classifier is 0 in ``weights``."""
     mechanism = model.mechanism
     state = merged_state(mechanism)
-    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if bad:
-        raise ValueError(
-            f"mechanism.{bad[0]} is not finite, so the checkpoint could not be loaded; training diverged: save an "
-            "earlier state, and train with a lower learning rate."
-        )
+    check_finite({f"mechanism.{key}": value for key, value in state.items()})
     like = next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32)
     made = type(mechanism)(
         mechanism.num_filters, mechanism.num_classes, mechanism.config, channels_last=mechanism.channels_last

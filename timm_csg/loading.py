@@ -78,8 +78,9 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, prefix: s
         model: A timm model. A differentiated one takes checkpoints with a mechanism, or plain ones and keeps its own.
         path: A folder made by ``save_pretrained`` or by transformers' Trainer (``checkpoint-500``), or a file:
             ``.safetensors``, or one of ``torch.save``, such as those of timm's training script and Lightning. Entries
-            ``state_dict`` or ``model`` are looked into, and the ``task_state`` of a ``DifferentiationTask``;
-            hyper-parameters and other objects beside the tensors are left out, whatever they are.
+            ``state_dict``, ``model`` and their like are looked into, and the ``task_state`` of a
+            ``DifferentiationTask``; hyper-parameters and other objects beside the tensors are left out, whatever they
+            are.
         prefix: What the keys of the model begin with, such as ``"model."`` in Lightning's files; None: detected, if
             only one fits. Tensors under other prefixes are left out.
 
@@ -102,7 +103,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, prefix: s
         found.check_files()
         weights = _of_both(path, read_tensors) if is_differentiated else read_tensors(path / WEIGHTS)
     else:
-        path = path / WEIGHTS if path.is_dir() else path
+        path = _weights_of_trainer(path) if path.is_dir() else path
         weights = read_tensors(path, with_task=is_differentiated)
     weights = of_model(weights, target.state_dict().keys(), path, prefix)
     if is_differentiated and not any(key.startswith(MECHANISM_PREFIX) for key in weights):
@@ -110,6 +111,16 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, prefix: s
         weights |= {key: value for key, value in target.state_dict().items() if key.startswith(MECHANISM_PREFIX)}
     _load_all(target, weights, path)
     return model
+
+
+def _weights_of_trainer(folder: Path) -> Path:
+    """The file with the weights that transformers wrote into a folder."""
+    found = next((folder / name for name in (WEIGHTS, "pytorch_model.bin") if (folder / name).is_file()), None)
+    if found is None:
+        shards = any(folder.glob("*.index.json"))
+        why = "its weights are in several files; save_pretrained(..., max_shard_size='1TB') of transformers makes one"
+        raise CheckpointError(f"{folder} has no {WEIGHTS}{f': {why}' if shards else ''}.")
+    return found
 
 
 def _load_all(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> None:

@@ -87,7 +87,7 @@ def read_headers(path: Path) -> dict[str, Header]:
 
 
 def read_tensors(path: Path, *, with_task: bool = False) -> dict[str, Tensor]:
-    """The state dict in a file, also below ``state_dict`` or ``model``, without the prefixes of wrappers.
+    """The state dict in a file, also below the entry that hosts keep it in, without the prefixes of wrappers.
 
     Args:
         path: See ``load_file``.
@@ -98,13 +98,17 @@ def read_tensors(path: Path, *, with_task: bool = False) -> dict[str, Tensor]:
     """
     state = load_file(path)
     task = state.get("task_state") if with_task and isinstance(state, dict) else None
-    for entry in ("state_dict", "model"):
+    for entry in ("state_dict", "model", "model_state_dict", "module", "net"):
         if isinstance(state, dict) and isinstance(state.get(entry), dict):
             state = state[entry]
     if isinstance(state, dict) and isinstance(task, dict) and isinstance(task.get("state"), dict):
         state = state | {MECHANISM_PREFIX + str(key): value for key, value in task["state"].items()}
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict of tensors.")
+        kinds = f" with the entries {short(', '.join(map(str, state)))}" if isinstance(state, dict) else ""
+        raise CheckpointError(
+            f"{path} holds a {type(state).__name__.lstrip('_').lower()}{kinds}, not a state dict of tensors; save the "
+            "one of the model, torch.save(model.state_dict(), 'weights.pth'), and load that."
+        )
     cleaned: dict[str, Tensor] = clean_state_dict({str(key): value for key, value in state.items()})
     return cleaned
 

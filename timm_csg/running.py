@@ -54,6 +54,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def measured(model: nn.Module) -> Iterator[None]:
+    """``evaluating`` for what asks a timm model for its stage.
+
+    Raises:
+        TypeError: If the model has no ``forward_features``; with what to pass instead.
+    """
+    if not hasattr(model, "forward_features"):
+        inner = getattr(model, "module", None)
+        remedy = "the model inside, .module" if hasattr(inner, "forward_features") else "timm.create_model(...)"
+        raise TypeError(f"{type(model).__name__} has no forward_features(), as timm's classifiers have; pass {remedy}.")
+    with evaluating(model):
+        yield
+
+
 def check_images(model: Any, images: Any, first: int = 0) -> None:
     """Raise unless a model can take these images: what is decided here once for all that runs a model.
 

@@ -89,10 +89,26 @@ def _plain_tensor(key: str, value: object) -> Tensor:
     if hasattr(value, "full_tensor"):  # a shard of fully_shard
         value = value.full_tensor()
     value = value.detach() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor) and value.is_meta:
+        raise ValueError(f"the model cannot be saved, {key} has no values yet (it is on the device 'meta').")
     if type(value) is not Tensor or value.is_quantized:
         kind = "quantised tensor" if isinstance(value, Tensor) and value.is_quantized else type(value).__name__
         raise ValueError(f"the model cannot be saved, {key} is a {kind}, not a plain tensor; {remedy([key])}.")
     return value.to("cpu", copy=True).contiguous()
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Raise if a tensor that is to be saved holds NaN or infinity.
+
+    Raises:
+        ValueError: With its key.
+    """
+    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f"{bad[0]} is not finite, so the checkpoint would be of no use; training diverged: save an earlier state, "
+            "and train with a lower learning rate."
+        )
 
 
 def remedy(keys: Iterable[str]) -> str:

@@ -148,7 +148,8 @@ class TrainingMixin:
 
         Raises:
             TypeError: If the model is not differentiated, or the images are not floating-point numbers.
-            ValueError: If DistributedDataParallel was wrapped around it before its mechanism was there.
+            ValueError: If the criterion returns no scalar, or DistributedDataParallel was wrapped around the model
+                before its mechanism was there.
         """
         inner = _inner(model)
         check_kind(images)
@@ -171,6 +172,10 @@ class TrainingMixin:
             parts.append(terms["standard"])
         result = {name: term.detach().clone() for name, term in terms.items()}  # hosts divide the loss in place
         total = sum(parts[1:], start=parts[0])
+        if total.ndim:
+            raise ValueError(
+                f"criterion must return one number for the batch, but returns shape {list(total.shape)}; average it."
+            )
         shown = terms["gated" if outputs.standard is None else "standard"].detach()
         result["loss"] = shown + (total - total.detach())  # NaN where any term is not finite
         if outputs.gated is not None:

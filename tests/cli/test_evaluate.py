@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pandas
 import pytest
@@ -14,8 +15,10 @@ import timm_csg
 from timm_csg import measuring, metrics
 from timm_csg.checkpoint import save_plain
 from timm_csg.cli import main
+from timm_csg.cli import results as results_module
 from timm_csg.cli.comparison import comparison
 from timm_csg.cli.evaluate import evaluate, expand
+from timm_csg.cli.settings import TrainSettings
 from timm_csg.head import head_on_pooled
 from timm_csg.numbers import GROUPS, NUMBERS
 
@@ -260,7 +263,7 @@ def test_ablation_needs_no_second_pass_where_the_head_is_pooling_and_linear(make
         assert (head is None) == needs_images
         owners = torch.arange(seen.features.shape[1]) % 5
         if head is not None:
-            found = measuring.ablate(head, [(seen.features, seen.targets)], owners, 5)
+            found = measuring.ablate(head, [(seen.features[:, :, None, None], seen.targets)], owners, 5)
             expected = measuring.ablate(model, loader, owners, 5)
             assert torch.equal(found.after.nan_to_num(), expected.after.nan_to_num())
 
@@ -323,8 +326,6 @@ def test_without_data_a_missing_checkpoint_is_named_first(checkpoints, tmp_path)
 
 
 def test_a_run_stands_for_all_its_models(checkpoints, tmp_path):
-    from timm_csg.cli.settings import TrainSettings
-
     run_folder = tmp_path / "run"
     for recipe, checkpoint in zip(("standard", "paper"), checkpoints, strict=False):
         (run_folder / recipe).mkdir(parents=True)
@@ -366,3 +367,24 @@ def test_every_group_of_the_table_is_explained_below_it(results):
     ):
         assert said in text
     assert "Removal hides a class: other filters can still know it." in text
+
+
+def test_cells_are_text_for_spreadsheets_and_filters_of_nobody_have_no_name(tmp_path):
+    columns = {"class": ["=1+2", "+a", "-b", "@x", "plain"], "owner": torch.tensor([-1, 0, 1, 2, 4])}
+    results_module._write_table(tmp_path / "table.csv", columns, ["a", "b", "c", "d", "e"])
+    with (tmp_path / "table.csv").open(newline="") as handle:
+        assert list(csv.reader(handle))[1:] == [["'=1+2", ""], ["'+a", "a"], ["'-b", "b"], ["'@x", "c"], ["plain", "e"]]
+
+
+def test_runs_on_different_data_are_not_compared(checkpoints, tmp_path):
+    folders = []
+    for number, checkpoint in enumerate(checkpoints[:2]):
+        (tmp_path / f"data{number}").mkdir()
+        run = tmp_path / f"run{number}"
+        shutil.copytree(checkpoint, run / "paper" / "model")
+        (run / "settings.json").write_text(
+            TrainSettings(recipe=["paper"], data=f"folder:{tmp_path}/data{number}").to_json()
+        )
+        folders.append(str(run))
+    with pytest.raises(ValueError, match=r"were trained on different data or parts of it .*; choose with --data"):
+        evaluate(folders)

@@ -42,9 +42,11 @@ def test_a_file_is_run_once(tmp_path):
     assert sys.counted_runs == 1
 
 
-@pytest.mark.parametrize("name", ["nowhere.py", "no.such.module"])
-def test_what_is_not_there_is_named(name):
-    with pytest.raises(ValueError, match=f"--plugin {name}"):
+@pytest.mark.parametrize(
+    ("name", "why"), [("nowhere.py", ": the file does not exist"), ("no.such.module", " is not a module that can be")]
+)
+def test_what_is_not_there_is_named(name, why):
+    with pytest.raises(ValueError, match=f"--plugin {name}{why}"):
         import_plugins([name])
 
 

@@ -115,6 +115,18 @@ def test_data_in_another_order_gets_the_models_labels(shared, pets, tmp_path):
     assert targets.tolist() == [1] * 8 + [2] * 8 + [0] * 8  # cat, dog, fox
 
 
+def test_a_stream_in_another_order_is_refused(shared, pets, monkeypatch):
+    class Stream(torch.utils.data.IterableDataset):
+        class_to_idx = {"fox": 0, "cat": 1, "dog": 2}  # noqa: RUF012
+
+        def __iter__(self):
+            return iter(())
+
+    monkeypatch.setattr("timm_csg.cli.checkpoint_data.open_split", lambda *_, **__: Stream())
+    with pytest.raises(ValueError, match=r"have another order than those of .* cannot be relabelled"):
+        load_checkpoint_and_data(str(shared), TrainSettings(**options(pets)).resolved())
+
+
 def test_grey_model_keeps_its_preprocessing(pets, tmp_path):
     arguments = ["--data", f"folder:{pets}", "--model", "test_resnet", "--img-size", str(SIZE), "--epochs", "1"]
     more = ["--batch-size", "8", "--workers", "0", "--device", "cpu", "--in-chans", "1", "--quiet"]

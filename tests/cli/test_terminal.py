@@ -12,7 +12,7 @@ import torch
 
 from timm_csg.cli import main
 from timm_csg.cli.commands import COMMANDS
-from timm_csg.cli.terminal import Stopped, any_encoding, make_console, stoppable
+from timm_csg.cli.terminal import Stopped, any_encoding, make_console, say, stoppable
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,18 @@ def test_every_command_ends_in_one_line_when_it_is_interrupted(name, monkeypatch
     monkeypatch.setattr(COMMANDS[name], "run", stop)
     arguments = {"explain": ["x", "--checkpoint", "x"], "push": ["x", "y"], "train": []}.get(name, ["x"])
     assert main([name, *arguments]) == 130
+    assert capsys.readouterr().err == "stopped.\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_stop_does_not_disturb_the_end(number, monkeypatch, capsys):
+    def stopped_again(text):
+        os.kill(os.getpid(), number)
+        say(text)
+
+    monkeypatch.setattr("timm_csg.cli._say", stopped_again)
+    monkeypatch.setattr(COMMANDS["inspect"], "run", lambda args: os.kill(os.getpid(), signal.SIGINT))
+    assert main(["inspect", "x"]) == 130
     assert capsys.readouterr().err == "stopped.\n"
 
 

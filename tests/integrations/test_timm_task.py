@@ -295,6 +295,12 @@ def test_finished_checkpoint_becomes_a_shared_one(saved, images, targets, tmp_pa
     )
 
 
+def test_checkpoint_in_the_home_folder_is_found(saved, make_model, monkeypatch):
+    monkeypatch.setenv("HOME", str(saved[1].parent))
+    model = load_task_checkpoint(make_model(seed=1), f"~/{saved[1].name}")
+    assert torch.equal(model.fc.weight, inner(saved[0]).fc.weight)
+
+
 def test_load_checkpoint_takes_the_mechanism_from_the_task_state(saved, make_model):
     task, path = saved
     trained = task.get_trainable_module()

@@ -246,7 +246,7 @@ def load_task_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, ema:
     Raises:
         CheckpointError: If the file cannot be read, does not fit, or holds no mechanism, or no EMA.
     """
-    path, suffix = Path(path), "_ema" if ema else ""
+    path, suffix = Path(path).expanduser(), "_ema" if ema else ""
     checkpoint = load_file(path)
     try:
         weights, own = checkpoint[f"state_dict{suffix}"], checkpoint[f"task_state{suffix}"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from timm_csg.head import find_linear_head, pooled_responses
 from timm_csg.metrics.ablation import Ablation, Tally, hits_of_product
-from timm_csg.running import checked_batches, evaluating
+from timm_csg.running import checked_batches, measured
 from timm_csg.stage import is_channels_last
 
 _logger = logging.getLogger(__name__)
@@ -62,11 +62,11 @@ def ablate(
         torch.Size([2, 2])
     """
     timm_model: Any = model  # its methods are not in nn.Module's type
-    device = next(model.parameters()).device
     tally = Tally(filter_owners, num_classes, keep_only)
-    kept = tally.kept.to(device)
     linear, is_first = None, True
-    with evaluating(model):
+    with measured(model):
+        device = next(model.parameters()).device
+        kept = tally.kept.to(device)
         for images, targets in checked_batches(model, loader, progress):
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
                 features = timm_model.forward_features(images)

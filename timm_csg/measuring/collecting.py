@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from timm_csg.measuring._rows import RowFile, check_free, gather_rows, new_directory, open_rows
 from timm_csg.metrics.display import in_one_line
 from timm_csg.metrics.pooling import pool
-from timm_csg.running import checked_batches, evaluating
+from timm_csg.running import checked_batches, measured
 from timm_csg.stage import is_channels_last
 
 _COLUMNS = ("features", "targets", "logits", "gated_logits")
@@ -159,7 +159,7 @@ def collect(
             "indices put the rows of several processes in order; pass distributed=True as well, or leave indices out."
         )
     batches = _batches(model, loader, amp_dtype, progress, gated_by)
-    with evaluating(model):
+    with measured(model):
         if directory is None:
             columns = [torch.cat(column) for column in zip(*batches, strict=True)]
             return _activations(gather_rows(columns, indices, None, _backend_device(model)) if distributed else columns)

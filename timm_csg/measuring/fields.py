@@ -6,12 +6,13 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from timm_csg.checks import whole
 from timm_csg.measuring._edges import Edges, NotLocalError, pixel_edges
 from timm_csg.metrics.display import in_one_line
-from timm_csg.running import as_input, check_images, evaluating
+from timm_csg.running import as_input, check_images, measured
 from timm_csg.stage import is_channels_last
 
 
@@ -32,7 +33,9 @@ class ReceptiveField(NamedTuple):
     local: bool
 
 
-def receptive_field(model: nn.Module, image_size: int | tuple[int, int], *, channels: int = 3) -> ReceptiveField:
+def receptive_field(
+    model: nn.Module, image_size: int | tuple[int, int], *, channels: int | None = None
+) -> ReceptiveField:
     """Centre and size of the receptive fields of a timm model's last stage, computed by one pass without weights.
 
     Factors and terms that are the same for all positions (squeeze-and-excitation, global response normalisation) are
@@ -41,7 +44,7 @@ def receptive_field(model: nn.Module, image_size: int | tuple[int, int], *, chan
     Args:
         model: A timm model whose ``forward_features`` returns a map; left as found.
         image_size: Side, or height and width, of the images in pixels: padding, and so the centres, may depend on it.
-        channels: Channels of the images.
+        channels: Channels of the images; None: the model's.
 
     Returns:
         The receptive fields.
@@ -57,7 +60,9 @@ def receptive_field(model: nn.Module, image_size: int | tuple[int, int], *, chan
     """
     side = whole(image_size)
     height, width = image_size if side is None else (side, side)  # type: ignore[misc]
-    with evaluating(model), torch.no_grad():
+    if channels is None:
+        channels = int(get_model_input_config(model)["input_size"][0])
+    with measured(model), torch.no_grad():
         edges = _edges_of_map(model, height, width, channels)
         if edges is not None:
             top, bottom, left, right = edges[0, :, 0], -edges[1, :, 0], edges[2, 0], -edges[3, 0]
@@ -121,9 +126,9 @@ def effective_diameter(model: nn.Module, images: Tensor) -> float:
         True
     """
     timm_model: Any = model
-    check_images(model, images)
-    images = as_input(model, images)
-    with evaluating(model):
+    with measured(model):
+        check_images(model, images)
+        images = as_input(model, images)
         with torch.no_grad():  # some models cache what they compute first, and a cache with a graph cannot be copied
             timm_model.forward_features(images[:1])
         with torch.enable_grad():

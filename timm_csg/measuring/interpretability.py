@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from timm_csg.measuring.fields import ReceptiveField, effective_diameter, receptive_field
 from timm_csg.metrics.display import in_one_line
 from timm_csg.metrics.regions import check_regions, region_masks
-from timm_csg.running import checked_batches, evaluating
+from timm_csg.running import checked_batches, measured
 from timm_csg.stage import seen_maps
 
 
@@ -170,7 +170,7 @@ def part_interpretability(
         >>> part_interpretability(model, loader, boxes).shares.shape
         torch.Size([2, 96, 1])
     """
-    with evaluating(model):
+    with measured(model):
         maps = (seen_maps(model, images) for images, _ in checked_batches(model, loader))
         thresholds = _thresholds(maps, share, len(parts))
         hits: dict[int, Tensor] = {}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from timm_csg.measuring.localisation import Loader, Progress, batches, scored
 from timm_csg.metrics.localisation import Localisation
 from timm_csg.metrics.regions import overlap
-from timm_csg.running import evaluating
+from timm_csg.running import measured
 from timm_csg.stage import seen_maps
 
 
@@ -68,7 +68,7 @@ def gradmap(
             total += overlap((blur_y @ length @ blur_x.T > threshold).cpu(), masks)
         return total / len(chosen)
 
-    with evaluating(model):
+    with measured(model):
         return scored(score, model, loader, objects, progress)
 
 
@@ -76,7 +76,7 @@ def gradmap(
 def _strongest_filters(model: nn.Module, loader: Loader, objects: Tensor, number: int) -> Tensor:
     """For each class the filters with the largest mean activation on its images [classes, number]."""
     means, classes = [], []
-    with evaluating(model):
+    with measured(model):
         for images, targets, _ in batches(model, loader, objects):
             means.append(seen_maps(model, images).float().mean(dim=(2, 3)).cpu())
             classes.append(targets)

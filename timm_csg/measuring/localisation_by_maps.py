@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from timm_csg.measuring.localisation import Loader, Progress, batches
 from timm_csg.metrics.localisation import Localisation
-from timm_csg.running import evaluating
+from timm_csg.running import measured
 from timm_csg.stage import seen_maps
 
 
@@ -61,7 +61,7 @@ def activmap(
     while start < num_filters:
         kept, targets, masks = [], [], []
         chunk = 1
-        with evaluating(model), torch.no_grad():
+        with measured(model), torch.no_grad():
             for images, labels, truth in batches(model, loader, objects, progress):
                 maps = seen_maps(model, images)
                 num_filters, positions = maps.shape[1], maps.shape[2] * maps.shape[3]

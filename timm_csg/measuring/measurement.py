@@ -117,6 +117,9 @@ def measure(
     if not 0 <= (-1 if whole(seed) is None else seed) < 2**32:
         raise ValueError(f"seed must be a whole number, 0 or more and below 2**32, but is {seed!r}.")
     check_files(options)
+    classes: Any = model.num_classes if num_classes is None else num_classes
+    if (whole(classes) or 0) < 1:
+        raise ValueError(f"{type(model).__name__} has no classes to measure (num_classes is {classes!r}).")
     progress, stage = progress or (lambda images: None), stage or (lambda name: None)
     stage("images")
     seen = collect(model, loader, amp_dtype=amp_dtype, progress=progress)
@@ -124,7 +127,7 @@ def measure(
         model,
         loader,
         seen,
-        int(model.num_classes) if num_classes is None else num_classes,  # type: ignore[arg-type]
+        int(classes),
         seed,
         amp_dtype,
         standard_accuracy,

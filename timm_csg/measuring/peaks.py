@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from timm_csg.measuring.fields import receptive_field
 from timm_csg.metrics.instability import Peaks, peak_places
-from timm_csg.running import checked_batches, evaluating
+from timm_csg.running import checked_batches, measured
 from timm_csg.stage import is_channels_last, seen_features
 
 
@@ -46,10 +46,10 @@ def collect_peaks(
         torch.Size([3, 96, 2])
     """
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    device = next(model.parameters()).device
     image_size: tuple[int, int] | None = None
     centres: Any = None
-    with evaluating(model):
+    with measured(model):
+        device = next(model.parameters()).device
         for images, targets in checked_batches(model, loader, progress):
             size = (int(images.shape[2]), int(images.shape[3]))
             if image_size is None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from timm_csg.metrics.display import in_one_line
-from timm_csg.running import evaluating
+from timm_csg.running import as_input, measured
 
 _SIDE_BRANCHES = {"downsample", "shortcut", "skip", "conv_skip"}  # timm's names; they may run after the main branch
 
@@ -53,9 +54,8 @@ def stage_weight(model: nn.Module, images: Tensor | None = None) -> StageWeight:
         ('layer4.0.conv2', torch.Size([96, 864]))
     """
     timm_model: Any = model  # its attributes are not in nn.Module's type
-    like = next(model.parameters())
     if images is None:
-        images = torch.zeros(1, *timm_model.pretrained_cfg["input_size"], dtype=like.dtype, device=like.device)
+        images = torch.zeros(1, *get_model_input_config(model)["input_size"], device="cpu")
     called: list[str] = []
     hooks = [
         module.register_forward_pre_hook(lambda module, inputs, name=name: called.append(name))
@@ -63,8 +63,8 @@ def stage_weight(model: nn.Module, images: Tensor | None = None) -> StageWeight:
         if isinstance(module, (nn.Conv2d, nn.Linear)) and not _SIDE_BRANCHES & set(name.split("."))
     ]
     try:
-        with evaluating(model):
-            features = timm_model.forward_features(images.to(like.device))
+        with measured(model):
+            features = timm_model.forward_features(as_input(model, images))
     finally:
         for hook in hooks:
             hook.remove()
