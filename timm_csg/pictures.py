@@ -110,10 +110,16 @@ def visible(place: Path, names: list[str], folder: Path, found: Found) -> Iterat
     for name in names:
         if name.startswith(".") or name == "__MACOSX":
             found.ignore("hidden folders", folder / name)
-        elif (place / name).is_symlink() and (place / name).resolve() in (here := place.resolve(), *here.parents):
+        elif (place / name).is_symlink() and (place / name).resolve() in _on_the_way(place):
             found.ignore("links to a folder above", folder / name)
         else:
             yield name
+
+
+def _on_the_way(place: Path) -> set[Path]:
+    """A folder and those above it, where it is and where links on the way to it lead."""
+    here = place.resolve()
+    return {here, *here.parents, *(parent.resolve() for parent in place.absolute().parents)}
 
 
 def unreadable(name: str, error: Exception) -> ImageError:

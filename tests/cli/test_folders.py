@@ -88,6 +88,26 @@ def test_a_link_to_a_folder_above_is_left_out_and_others_are_followed(tmp_path):
     assert (list(found.class_to_idx), len(found), found.empty) == (["cat", "dog"], 8, [])
 
 
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs links")
+def test_links_that_go_round_are_left_out(tmp_path, caplog):
+    fill(tmp_path / "cat")
+    fill(tmp_path / "dog")
+    for name, other in (("x", "y"), ("y", "x")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "other").symlink_to(f"../{other}")
+    assert list(PictureFolder(tmp_path).class_to_idx) == ["cat", "dog"]
+    assert "links to a folder above: 2, such as x/other/other" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs links")
+def test_a_class_that_is_another_one_by_a_link_is_refused(tmp_path):
+    fill(tmp_path / "cat")
+    fill(tmp_path / "dog")
+    (tmp_path / "kitten").symlink_to("cat")
+    with pytest.raises(ValueError, match=r"kitten is cat by another name \(a link\).* two classes; remove the link"):
+        PictureFolder(tmp_path)
+
+
 def test_names_are_text_that_every_place_can_hold(tmp_path):
     assert shown("cafe\u0301") == "café"
     assert shown("a\x1b[31m\n") == "a\\x1b[31m\\n"

@@ -73,7 +73,13 @@ class PictureFolder(Reader):  # type: ignore[misc]
 
 def _check_classes(root: Path, found: Found) -> None:
     """Refuse folders whose pictures could belong to several classes."""
+    places: dict[Path, Path] = {}
     for folder in found.pictures:
+        if (other := places.setdefault((root / folder).resolve(), folder)) != folder:
+            raise ValueError(
+                f"{shown(str(root / folder))} is {shown(str(other))} by another name (a link), so its pictures would "
+                "be in two classes; remove the link."
+            )
         above = next((parent for parent in folder.parents if parent in found.pictures), None)
         if above is not None:
             raise ValueError(
