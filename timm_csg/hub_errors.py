@@ -92,7 +92,8 @@ def _reason(error: BaseException, status: int | None, repo_id: str | None) -> st
     if status is not None:
         return f"the Hub answered with status {status}.{said}"
     if isinstance(error, LocalEntryNotFoundError):
-        missing = "it is not in the cache, and the Hub cannot be reached or must not be asked (offline); connect once."
+        missing = "there is no such folder, it is not in the cache, and the Hub cannot be reached or must not be asked "
+        missing += "(offline); connect once."
         return missing + otherwise
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full ({error}); free disk space, or choose another place with cache_dir=... or TMPDIR."
