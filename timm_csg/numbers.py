@@ -126,7 +126,8 @@ NUMBERS = (
         Gauge(
             "Information per filter",
             "How much of what is possible the response of a single filter reveals about the class it knows best, on "
-            "average ({mutual_information_score:.3f} of {mutual_information_bound:.3f} nats of mutual information).",
+            "average ({mutual_information_score:.3f} of {mutual_information_bound:.3f} nats of mutual "
+            "information{information_floor}).",
             "close to 100%: then one filter alone could tell whether an image belongs to its class.",
             whole="mutual_information_bound",
         ),

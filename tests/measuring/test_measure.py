@@ -185,7 +185,7 @@ def test_stages_and_images_are_told(model, loader):
 
 def test_readers_show_every_number_that_is_marked_for_them(model, loader):
     numbers = measuring.measure(model, loader).numbers | {"seconds": 1.0, "classes": 5, "most_frequent": 0.2}
-    numbers |= {"mean_classes": 1.0, "purity_best": 1.0}
+    numbers |= {"mean_classes": 1.0, "purity_best": 1.0, "information_floor": ""}
     assert len(result_table({"one": numbers}).columns) == 2 + sum(bool(number.head) for number in NUMBERS)
     assert list(measures(numbers)) == [number.key for number in NUMBERS if number.gauge]
     facts = {"mutual_information_bound": 1.0, "least_density": 0.1}

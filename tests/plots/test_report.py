@@ -86,7 +86,7 @@ def test_numbers_are_those_of_the_metrics(text, trained, loader):
         f"A class without its own filters {ablation.own:.1%}",
         f"Meanwhile {ablation.others:.1%} of the other classes' images are recognised",
         f"Information per filter {score / bound:.1%}",
-        f"({score:.3f} of {bound:.3f} nats of mutual information)",
+        f"({score:.3f} of {bound:.3f} nats of mutual information, ",
     ]
     theirs = measuring.collect(standard, loader)
     their_mutual = metrics.mutual_information(theirs.features, theirs.targets, 4)
@@ -95,6 +95,22 @@ def test_numbers_are_those_of_the_metrics(text, trained, loader):
         f"standard model: {float(metrics.mutual_information_score(their_mutual)) / bound:.1%}",
     ]
     assert [phrase for phrase in expected if phrase not in words] == []
+
+
+def test_accuracies_come_with_their_intervals(text, trained, loader):
+    seen = measuring.collect(trained[0], loader)
+    accuracy = metrics.accuracy_interval(seen.logits, seen.targets)
+    assert f"expect {accuracy.low:.1%} to {accuracy.high:.1%} (95% interval)" in visible(text)
+
+
+def test_few_classes_have_sensitivity_and_specificity(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=2).eval()
+    images, targets = torch.rand(12, 3, 32, 32), torch.arange(12) % 2
+    words = visible(report(model, [(images, targets)], tmp_path / "two.html").read_text(encoding="utf-8"))
+    rates = metrics.class_rates(measuring.collect(model, [(images, targets)]).logits, targets, 2)
+    for name in ("sensitivity", "specificity"):
+        share, (low, high) = getattr(rates, name)[1], getattr(rates, f"{name}_interval")[1]
+        assert f"{name.capitalize()} {share:.1%} (95% interval {low:.1%} to {high:.1%})." in words
 
 
 def test_tables_and_script_hold_the_matrices(text, trained, loader):

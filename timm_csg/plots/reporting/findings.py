@@ -29,8 +29,8 @@ class Findings:
     Attributes:
         numbers: As in ``metrics.json``; None where one does not apply. Also how many ``images``, ``classes`` and
             ``filters`` there are, the share ``most_frequent`` of the most frequent class, which guessing would get
-            right, ``purity_best``, the largest possible purity of 20 images, and ``mean_classes``, how many classes a
-            filter works for on average.
+            right, ``purity_best``, the largest possible purity of 20 images, ``information_floor``, the score with
+            shuffled labels in words, and ``mean_classes``, how many classes a filter works for on average.
         stage: The last stage.
         targets: True classes [images].
         predictions: Predicted classes [images].
@@ -160,7 +160,7 @@ def _numbers(found: Measurement, confusion: Tensor) -> dict[str, Any]:
         numbers["gated_accuracy"] = None  # the gated path is given the label, or it is the standard one
     if _is_category(model):
         numbers["gate_density"] = None
-    classes, density = len(confusion), numbers["gate_density"]
+    classes, density, floor = len(confusion), numbers["gate_density"], numbers["mutual_information_score_floor"]
     per_class = confusion.sum(dim=1)
     return numbers | {
         "images": int(per_class.sum()),
@@ -168,6 +168,7 @@ def _numbers(found: Measurement, confusion: Tensor) -> dict[str, Any]:
         "filters": found.subject.seen.features.shape[1],
         "most_frequent": float(per_class.max() / per_class.sum()),
         "purity_best": min(1.0, int(per_class.max()) / 20),
+        "information_floor": "" if floor is None else f", {floor:.3f} with shuffled labels",
         "mean_classes": None if density is None else density * classes,
     }
 
