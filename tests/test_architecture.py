@@ -45,7 +45,7 @@ TIERS = (
 )
 LEVELS = {f"timm_csg.{name}".rstrip("."): level for level, names in enumerate(TIERS) for name in names}
 ONLY_IN = {
-    "jinja2": "timm_csg.plots.reporting",
+    "jinja2": ("timm_csg.card", "timm_csg.plots.reporting"),
     "matplotlib": "timm_csg.plots",
     "pandas": ("timm_csg.metrics.frames", "timm_csg.explain.why"),  # the latter for types only
     "rich": "timm_csg.cli",

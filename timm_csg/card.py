@@ -5,15 +5,18 @@ What we say stands between two markers; text outside them and metadata that is n
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, Field, fields
+from importlib.resources import files
 from typing import Any, NamedTuple
 
 import timm
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined, Template
 from timm.models._input import get_model_input_config
 from torch import nn
 
@@ -31,7 +34,7 @@ END = "<!-- timm_csg: end -->"
 _BLOCK = re.compile(r"<!-- timm_csg: begin\b.*?<!-- timm_csg: end -->", re.DOTALL)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _OURS = " (timm_csg)"
-_MOST_CLASSES = 20
+_DATA = ("data", "dataset", "data_set")  # keys of metrics that may name the data
 
 
 class Facts(NamedTuple):
@@ -134,7 +137,7 @@ def _update_metadata(data: Any, model: Any, facts: Facts) -> None:
 
 def _eval_results(facts: Facts) -> list[EvalResult]:
     metrics = facts.metrics or {}
-    data = _told(metrics, "data", "dataset", "data_set")
+    data = _told(metrics, *_DATA)
     if data is None or not _is_number(metrics.get("accuracy")):
         return []
     dataset = re.sub(r"[^\w./-]+", "-", data, flags=re.ASCII).strip("-./") or "unknown"
@@ -151,124 +154,50 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
 
 
 def _block(model: Any, facts: Facts) -> str:
-    sections = [
-        _summary(model, facts),
-        _usage(model, facts),
-        *(f"![{figure.removeprefix('assets/')}]({figure})" for figure in facts.figures),
-        _recipe(model.mechanism, facts),
-        _results(model.mechanism, facts),
-        _limits(model.mechanism),
-    ]
-    citation = _method(model.mechanism).citation
-    if citation:
-        sections.append(f"## Citation\n\n```bibtex\n{citation}\n```")
-    sections.append(f"Made with timm_csg {__version__}, timm {timm.__version__}, torch {torch.__version__}.")
-    return "\n\n".join(section for section in sections if section)
-
-
-def _summary(model: Any, facts: Facts) -> str:
-    architecture = model.pretrained_cfg.get("architecture", model._plain_class.__name__)
-    layer = facts.layer or str(find_stage(model))
-    names = list(map(_plain, facts.class_names or class_names(model) or []))
-    more = f" and {len(names) - _MOST_CLASSES} more" if len(names) > _MOST_CLASSES else ""
-    classes = f" ({', '.join(names[:_MOST_CLASSES])}{more})" if names else ""
-    trained = f" Training started from `{_plain(facts.base_model)}`." if facts.base_model else ""
-    return (
-        f"An image classifier of timm, `{architecture}` with {model.num_classes} classes{classes}, "
-        f"trained with {_method(model.mechanism).words}.\n"
-        f"The layer: {layer}.{trained}"
+    mechanism, metrics = model.mechanism, facts.metrics or {}
+    block: str = _template().render(
+        facts=facts,
+        model=model,
+        mechanism=mechanism,
+        method=METHODS.get(mechanism.name, Method(f"the mechanism `{mechanism.name}`")),
+        architecture=model.pretrained_cfg.get("architecture", model._plain_class.__name__),
+        is_of_timm=model._plain_class.__module__.startswith("timm."),
+        names=[_plain(name) for name in facts.class_names or class_names(model) or []],
+        layer=facts.layer or str(find_stage(model)),
+        shape=facts.input_size or get_model_input_config(model)["input_size"],
+        options=[_option(mechanism, field) for field in fields(mechanism.config)],
+        rows=list(_results(mechanism, metrics)),
+        judged=" ".join(_sentence(metrics[name]) for name in ("verdict", "verdict_advice") if metrics.get(name)),
+        recipe=_told(metrics, "recipe"),
+        data=_told(metrics, *_DATA),
+        seed=_told(metrics, "seed", "seeds"),
+        versions=(__version__, timm.__version__, torch.__version__),
     )
+    return block
 
 
-def _method(mechanism: Mechanism) -> Method:
-    return METHODS.get(mechanism.name, Method(f"the mechanism `{mechanism.name}`"))
+@functools.cache
+def _template() -> Template:
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["plain"] = _plain
+    return environment.from_string(files("timm_csg").joinpath("templates/card.md").read_text(encoding="utf-8"))
 
 
-def _usage(model: Any, facts: Facts) -> str:
-    shape = ", ".join(map(str, facts.input_size or get_model_input_config(model)["input_size"]))
-    register = ""
-    if not model._plain_class.__module__.startswith("timm."):
-        register = "\nThe architecture is not part of timm: import the file that registers it first.\n"
-    targets = ", targets" if model.mechanism.needs_targets else ""
-    define = "targets = torch.tensor([0])  # the class whose filters to look through\n" if targets else ""
-    matrix = ""
-    if model.mechanism.class_filter_matrix() is not None:
-        matrix = "\nmatrix = model.mechanism.class_filter_matrix()  # [classes, filters] in [0, 1]"
-        matrix += "\nowners = timm_csg.metrics.owners(matrix)  # the class of each filter, -1 for none"
-    return f"""## Usage
-{register}
-With plain timm, the standard path:
-
-```python
-import timm
-import torch
-
-model = timm.create_model("{facts.source}", pretrained=True).eval()
-images = torch.rand(1, {shape})
-logits = model(images)
-```
-
-With timm_csg, also the mechanism:
-
-```python
-import timm_csg
-
-model = timm_csg.from_pretrained("{facts.source}")
-logits = model(images)
-{define}gated = model(images{targets}, paths=("gated",)).gated{matrix}
-```"""
+def _option(mechanism: Mechanism, field: Field[Any]) -> tuple[str, Any, Any]:
+    """Name, value and default."""
+    default = None if field.default is MISSING else field.default
+    return field.name, getattr(mechanism.config, field.name), default
 
 
-def _recipe(mechanism: Mechanism, facts: Facts) -> str:
-    recipe = _told(facts.metrics or {}, "recipe")
-    rows = []
-    for field in fields(mechanism.config):
-        value = getattr(mechanism.config, field.name)
-        default = field.default if field.default is not MISSING else None
-        rows.append(f"| `{field.name}` | {value} | {default} |")
-    named = f"Recipe `{recipe}`. " if recipe else ""
-    head = f"## Recipe\n\n{named}Options of the mechanism `{mechanism.name}`:\n"
-    return "\n".join([head, "| option | value | default |", "|---|---|---|", *rows])
-
-
-def _results(mechanism: Mechanism, facts: Facts) -> str:
-    metrics = facts.metrics or {}
+def _results(mechanism: Mechanism, metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Titles and values of what was measured, those that this package knows first."""
     numbers = {name: value for name, value in metrics.items() if _is_number(value) and name != "seed"}
-    if not numbers:
-        return "## Results\n\nNothing was measured for this card."
-    data, seed = _told(metrics, "data", "dataset", "data_set"), _told(metrics, "seed", "seeds")
     titles = {number.key: number.title for number in NUMBERS if number.title}
     leaks = bool(metrics.get("gated_accuracy_uses_labels", mechanism.needs_targets))
-    rows = []
     for name in sorted(numbers, key=lambda name: list(titles).index(name) if name in titles else len(titles)):
         note = " (the gate is given the true label)" if name == "gated_accuracy" and leaks else ""
         shown = f"{numbers[name]:.4f}" if isinstance(numbers[name], float) else str(numbers[name])
-        rows.append(f"| {titles.get(name, _plain(name.replace('_', ' ')))}{note} | {shown} |")
-    judged = " ".join(_sentence(metrics[name]) for name in ("verdict", "verdict_advice") if metrics.get(name))
-    where = f"Data: {data or 'not recorded'}. Seed: {seed or 'not recorded'}."
-    opening = f"{judged}\n\n{where}" if judged else where
-    return "\n".join([f"## Results\n\n{opening}\n\n| measure | value |\n|---|---|", *rows])
-
-
-def _limits(mechanism: Mechanism) -> str:
-    limits = []
-    if mechanism.acts_without_targets:
-        limits.append(
-            "Plain timm loads these weights, but without the mechanism, which acts at inference too: its logits "
-            "differ. Use timm_csg for the numbers above."
-        )
-    else:
-        limits.append("Without targets the model computes exactly what plain timm does; the mechanism is not in it.")
-    if mechanism.needs_targets:
-        limits.append(
-            "On the gated path the true label picks the filters, so labels leak through the gate: its accuracy says "
-            "nothing about new images. Read the accuracy of the standard path."
-        )
-    limits.append("Removing a class's filters hides the class; what the other filters know of it stays in them.")
-    limits.append(
-        "That a filter serves a class says where its evidence goes, not that a person would recognise what it sees."
-    )
-    return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
+        yield f"{titles.get(name, _plain(name.replace('_', ' ')))}{note}", shown
 
 
 def _told(metrics: dict[str, Any], *names: str) -> str | None:
