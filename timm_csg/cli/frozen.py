@@ -35,15 +35,16 @@ def without_frozen_layers(training: Training, train: Any, display: LiveDisplay) 
     Returns:
         ``FeatureBatches``, the same batches in the same order; ``train`` itself where that cannot be.
     """
+    unchanged: Loader = train
     settings, pictures = training.settings, train.dataset
     is_done = training.epochs_done >= settings.epochs
     if settings.freeze != "backbone" or not settings.no_aug or is_done or isinstance(pictures, IterableDataset):
-        return train
+        return unchanged
     with display.counting("frozen layers, once", len(pictures) // training.processes.count) as advance:
         found = _features_once(training, train, advance)
     if isinstance(found, str):
         display.say(f"{training.name}: {found}, so the frozen layers run in every epoch")
-        return train
+        return unchanged
     for part in found.tensors:
         training.processes.complete_(part)
     return FeatureBatches(training.model, found, train)
