@@ -118,6 +118,8 @@ def parse_name(name: str | os.PathLike[str], revision: str | None) -> tuple[str 
         if revision is not None:
             raise ValueError(f"{text} is a folder and has no revisions; leave out revision={revision!r}.")
         return None, None
+    if Path(text).suffix == ".json" and Path(text).expanduser().is_file():
+        raise CheckpointError(f"{text} is a file in a checkpoint or run; name the folder, {Path(text).parent}.")
     if Path(text).expanduser().is_file():
         raise CheckpointError(
             f"{text} is a file of weights, which does not describe the model or its mechanism; create the model and "

@@ -232,3 +232,30 @@ def test_a_folder_named_digits_does_not_hide_the_digits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert TrainSettings().resolved().data == "digits"
     assert TrainSettings(data="folder:digits").folder is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"epochs": "three"}, "--epochs must be a number, but is 'three'"),
+        ({"lr": True}, "--lr must be a number, but is True"),
+        ({"recipe": "paper"}, r"--recipe takes a list of names, \['paper'\]"),
+        ({"bogus": 1}, "damaged or of another version: .*'bogus'"),
+    ],
+    ids=str,
+)
+def test_settings_that_somebody_changed_are_one_sentence(change, said):
+    with pytest.raises(ValueError, match=said):
+        TrainSettings.from_json(json.dumps(json.loads(TrainSettings().to_json()) | change))
+
+
+def test_settings_that_are_no_text_are_one_sentence(tmp_path):
+    (tmp_path / "settings.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="the settings of this run are damaged"):
+        RunFolder(tmp_path).settings()
+
+
+def test_a_file_in_a_run_is_answered_with_its_folder(tmp_path, capsys):
+    (tmp_path / "settings.json").write_text("{}")
+    assert main(["inspect", str(tmp_path / "settings.json")]) == 2
+    assert f"is a file in a checkpoint or run; name the folder, {tmp_path}." in capsys.readouterr().err

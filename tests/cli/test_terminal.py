@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from timm_csg.__main__ import run
 from timm_csg.cli import main
 from timm_csg.cli.commands import COMMANDS
 from timm_csg.cli.terminal import Stopped, any_encoding, make_console, say, stoppable
@@ -69,6 +70,22 @@ def test_a_second_stop_does_not_disturb_the_end(number, monkeypatch, capsys):
     monkeypatch.setattr("timm_csg.cli._say", stopped_again)
     monkeypatch.setattr(COMMANDS["inspect"], "run", lambda args: os.kill(os.getpid(), signal.SIGINT))
     assert main(["inspect", "x"]) == 130
+    assert capsys.readouterr().err == "stopped.\n"
+
+
+def test_ctrl_c_while_the_command_is_loaded_is_one_line(monkeypatch, capsys):
+    class Loading:
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "timm_csg.cli", Loading())
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit, match="130"):
+            run()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # no traceback while Python ends
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "stopped.\n"
 
 

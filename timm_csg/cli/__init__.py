@@ -159,7 +159,7 @@ def _start_logging(*, quiet: bool) -> None:
     console = make_console(stderr=True)
     handler = RichHandler(console=console, show_path=False, show_time=False) if console.is_terminal else _Lines()
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", handlers=[handler])
-    for name in ("timm", "matplotlib", "onnxscript", "onnx_ir"):
+    for name in ("timm", "torch", "matplotlib", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it prints by itself: our log would repeat everything
 

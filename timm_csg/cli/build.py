@@ -169,7 +169,9 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, *,
             updates_per_epoch=updates_per_epoch,
         )[0]
     except (ValueError, AssertionError) as error:
-        raise ValueError(f"--sched {settings.sched}: {error}; try cosine, step, poly or tanh.") from error
+        raise ValueError(
+            f"--sched {settings.sched}: {str(error).rstrip('.')}; try cosine, step, poly or tanh."
+        ) from error
 
 
 def make_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None) -> nn.Module:

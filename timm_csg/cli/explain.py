@@ -95,6 +95,8 @@ def explain(
             picture can be read.
         CheckpointError, HubError: If the checkpoint cannot be loaded.
     """
+    if not methods:
+        raise ValueError(f"no method is named; there are {', '.join([*METHODS, FILTERS])}.")
     for name in methods:
         check_choice("--method", name, (*METHODS, FILTERS))
     if top < 1:

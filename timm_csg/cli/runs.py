@@ -101,7 +101,7 @@ class RunFolder:
             if not self.settings_file.is_file():
                 missing = f"nothing to resume: {self.settings_file} does not exist"
                 raise ValueError(f"{missing}; --resume takes the folder of an earlier run.")
-            return self.settings_file.read_text(encoding="utf-8")
+            return self.settings_file.read_text(encoding="utf-8", errors="replace")
 
         return TrainSettings.from_json(told_by_first(f"settings of {self}", read))
 

@@ -141,6 +141,8 @@ class TrainSettings:
             _check_range(flag(item.name), getattr(self, item.name), item.metadata)
         if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"--scale takes two shares of the image area, 0 < LOW <= HIGH <= 1, but is {self.scale}.")
+        if isinstance(self.recipe, str):
+            raise ValueError(f"--recipe takes a list of names, [{self.recipe!r}], but is a string.")
         if self.recipe is not None and len(set(self.recipe)) != len(self.recipe):
             raise ValueError(f"--recipe names one twice: {' '.join(self.recipe)}.")
 
@@ -234,9 +236,11 @@ _LIMITS = {
 
 def _check_range(option: str, value: Any, metadata: Mapping[str, Any]) -> None:
     """Refuse a number that is out of its option's range, or is not finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return
     limits = [(words, holds, metadata[key]) for key, (words, holds) in _LIMITS.items() if key in metadata]
+    if value is None or not limits:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{option} must be a number, but is {value!r}.")
     if not math.isfinite(value) or not all(holds(value, limit) for _, holds, limit in limits):
         wanted = " and ".join(f"{words} {limit}" for words, _, limit in limits)
         raise ValueError(f"{option} must be {wanted}, but is {value}.")
