@@ -169,9 +169,8 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, *,
             updates_per_epoch=updates_per_epoch,
         )[0]
     except (ValueError, AssertionError) as error:
-        raise ValueError(
-            f"--sched {settings.sched}: {str(error).rstrip('.')}; try cosine, step, poly or tanh."
-        ) from error
+        found = str(error).rstrip(".")
+        raise ValueError(f"--sched {settings.sched}: {found}; try cosine, step, poly or tanh.") from error
 
 
 def make_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None) -> nn.Module:
