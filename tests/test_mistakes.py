@@ -259,3 +259,8 @@ def test_a_criterion_that_gives_a_number_for_each_image_is_named(model, given):
     loop = timm_csg.TrainingMixin()
     with pytest.raises(ValueError, match=r"criterion must return one number for the batch, but returns shape \[6\]"):
         loop.losses(model.train(), *given, torch.nn.CrossEntropyLoss(reduction="none"))
+
+
+def test_targets_beyond_the_classes_that_are_counted_are_refused(model, given):
+    with pytest.raises(ValueError, match="class indices from 0 to 1, but they range from 0 to 2"):
+        measuring.ablate(model, [given], torch.arange(96) % 2, 2)

@@ -259,3 +259,10 @@ def test_a_file_in_a_run_is_answered_with_its_folder(tmp_path, capsys):
     (tmp_path / "settings.json").write_text("{}")
     assert main(["inspect", str(tmp_path / "settings.json")]) == 2
     assert f"is a file in a checkpoint or run; name the folder, {tmp_path}." in capsys.readouterr().err
+
+
+def test_all_paths_of_the_settings_hold_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    found = TrainSettings(data="torch/cifar10", data_dir="~/sets", model="local-dir:saved/model").resolved()
+    assert (found.data_dir, found.model) == (f"{tmp_path}/home/sets", f"local-dir:{tmp_path}/saved/model")
