@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import timm_csg
-from timm_csg import measuring
+from timm_csg import explain, judging, measuring, plots
 
 PICTURE = Image.new("RGB", (64, 64))
 
@@ -82,6 +82,16 @@ def test_a_recipe_in_place_of_a_number_or_a_mechanism(make_model):
 def test_loader_and_model_in_the_wrong_order(model, images, targets):
     with pytest.raises(TypeError, match="expected a model first, then the images, but found list as the model"):
         measuring.collect([(images, targets)], model)
+
+
+def test_explanation_and_model_in_the_wrong_order(model, images, targets):
+    with pytest.raises(TypeError, match="the explanation first, then a model, but found function there"):
+        judging.judge(model, explain.grad_cam, images, targets)
+
+
+def test_pictures_without_headings(images):
+    with pytest.raises(TypeError, match=r"columns must be a dictionary from headings to pictures.*but are Tensor"):
+        plots.map_figure(images)
 
 
 def test_proxies_of_a_trace_are_no_mistake():

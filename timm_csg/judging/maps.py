@@ -25,6 +25,8 @@ def as_found(model: nn.Module, seed: int = 0) -> Iterator[None]:
     The states are torch's, NumPy's and Python's, since explanations of other packages draw from all of them. Some call
     ``backward`` on the whole model: gradients of the user's last step are put aside meanwhile.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"judges take the explanation first, then a model, but found {type(model).__name__} there.")
     parameters = list(model.parameters())
     gradients = [parameter.grad for parameter in parameters]
     devices = sorted({parameter.device.index or 0 for parameter in parameters if parameter.device.type == "cuda"})

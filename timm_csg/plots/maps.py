@@ -30,6 +30,7 @@ def map_figure(columns: Mapping[str, Tensor | tuple[Tensor, Tensor]], *, title: 
 
     Raises:
         ImportError: If matplotlib is missing; the message names the extra.
+        TypeError: If the columns are no dictionary.
         ValueError: If the columns differ in their number of images, or a map in size from its picture.
     """
     rows = _checked(columns)
@@ -60,6 +61,11 @@ def map_figure(columns: Mapping[str, Tensor | tuple[Tensor, Tensor]], *, title: 
 
 def _checked(columns: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> int:
     """The number of rows."""
+    if not isinstance(columns, Mapping):
+        raise TypeError(
+            f"columns must be a dictionary from headings to pictures or (pictures, maps), but are "
+            f"{type(columns).__name__}: map_figure({{'picture': images, 'Grad-CAM': (images, maps)}})."
+        )
     rows = set()
     for name, value in columns.items():
         pictures, maps = value if isinstance(value, tuple) else (value, None)
