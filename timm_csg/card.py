@@ -197,6 +197,8 @@ def _results(mechanism: Mechanism, metrics: dict[str, Any]) -> Iterator[tuple[st
     for name in sorted(numbers, key=lambda name: list(titles).index(name) if name in titles else len(titles)):
         note = " (the gate is given the true label)" if name == "gated_accuracy" and leaks else ""
         shown = f"{numbers[name]:.4f}" if isinstance(numbers[name], float) else str(numbers[name])
+        if isinstance(ends := metrics.get(f"{name}_interval"), (list, tuple)) and len(ends) == 2:
+            shown += f" (95 % interval {ends[0]:.4f} to {ends[1]:.4f})"
         yield f"{titles.get(name, _plain(name.replace('_', ' ')))}{note}", shown
 
 

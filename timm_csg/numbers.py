@@ -133,7 +133,7 @@ NUMBERS = (
         ),
     ),
     Number("mutual_information_score_interval", "information", note="Interval: 95 %, over images."),
-    Number("mutual_information_score_floor", "information", "  with shuffled labels", 4, is_summary=True),
+    Number("mutual_information_score_floor", "information", "  with shuffled labels", 4, title="MIS, labels shuffled"),
     Number("mutual_information_bound", "information", title="largest MIS possible, nats"),
     Number(
         "gate_density", "gate", "gate density", 3, "low", "den-\nsity",
@@ -162,6 +162,7 @@ NUMBERS = (
     Number("chance_agreement", "gate"),
     Number(
         "purity", "gate", "purity of the 20 strongest", 3, "high",
+        title="share of one class among a filter's 20 strongest images",
         note="purity: share of one class among a filter's 20 strongest images.",
         gauge=Gauge(
             "Strongest images of one class",
@@ -169,7 +170,7 @@ NUMBERS = (
             "{purity_best:.0%}, the most that these images allow, and far from the value of shuffled labels.",
         ),
     ),
-    Number("purity_floor", "gate", "  with shuffled labels", is_summary=True),
+    Number("purity_floor", "gate", "  with shuffled labels", title="the same with shuffled labels"),
     Number(
         "strongest_show_owner", "gate",
         gauge=Gauge(

@@ -191,3 +191,10 @@ def test_figures_of_an_earlier_push_go_with_it(regular_hub, model, other, tmp_pa
 def test_metrics_file_holds_what_was_given(saved, model):
     timm_csg.save_pretrained(model, saved, metrics=METRICS)
     assert json.loads((saved / "metrics.json").read_text()) == METRICS
+
+
+def test_numbers_come_with_their_intervals(model):
+    measured = {"accuracy": 0.5, "accuracy_interval": [0.25, 0.75], "purity": 0.6, "purity_floor": 0.4}
+    text = card.model_card(model, card.Facts("tiny", "user/tiny", measured))
+    assert "| accuracy, standard path | 0.5000 (95 % interval 0.2500 to 0.7500) |" in text
+    assert "strongest images | 0.6000 |\n| the same with shuffled labels | 0.4000 |" in text

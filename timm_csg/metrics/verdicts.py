@@ -35,7 +35,7 @@ MOST_LOST = 0.02  # accuracy, of the other classes and against standard training
 ABOVE_GUESSING = 2.0  # standard errors above the share of the most frequent class
 
 _ROUNDING = 1e-9
-_ASSIGN = "Assign the filters (timm_csg.assign_filters); once assigned, take more steps or a higher learning rate."
+_ASSIGN = "Train for more steps or at a higher learning rate, with assigned filters (mechanism 'assigned')."
 _SPARSER = "A gate becomes sparse slowly: train for many more epochs, or take assigned filters (mechanism 'assigned')."
 _MASK = "Let the classifier use only a class's own filters: train with assigned filters and a masked classifier."
 
