@@ -54,7 +54,7 @@ def test_rows_of_targets_are_no_mistake(model, images, targets):
 def test_only_the_first_batch_is_looked_at(model, images, targets, monkeypatch):
     loop = timm_csg.TrainingMixin()
     loop.losses(model.train(), images, targets, F.cross_entropy)
-    monkeypatch.setattr("timm_csg.training.check_first_batch", None)
+    monkeypatch.setattr("timm_csg.first_batch.warn_of_pixels", None)
     loop.losses(model.train(), images, targets, F.cross_entropy)
 
 

@@ -35,18 +35,22 @@ def check_kind(images: Any) -> None:
         )
 
 
-def check_first_batch(model: Any, images: Any, targets: Any) -> None:
-    """Raise or warn where the first batch shows a mistake; values are looked at, which is too slow for every batch.
+def check_batch(model: Any, images: Any, targets: Any, *, is_first: bool) -> None:
+    """Raise or warn where a training's batch shows a mistake; values are looked at in the first one only.
 
     Args:
         model: A timm classifier.
-        images: Its input, after ``check_kind``.
+        images: What should be its input.
         targets: Class indices [batch], or rows [batch, classes].
+        is_first: Whether no batch came before, since looking at values takes too long for every batch.
 
     Raises:
-        TypeError: If class indices are not whole numbers.
-        ValueError: If one is not a class of the model.
+        TypeError: If images are of another kind, see ``check_kind``, or class indices are not whole numbers.
+        ValueError: If a class index is not a class of the model.
     """
+    check_kind(images)
+    if not is_first:
+        return
     if isinstance(images, Tensor):
         warn_of_pixels(model, images)
     classes = int(getattr(model, "num_classes", 0))
