@@ -8,7 +8,8 @@ from PIL import Image
 import timm_csg
 from timm_csg import explain as explain_package
 from timm_csg.cli import main
-from timm_csg.cli.explain import explain, explanation_table
+from timm_csg.cli.explain import explain
+from timm_csg.cli.explain_view import explanation_table
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from timm_csg.cli import main
 from timm_csg.cli.build import check_knobs, chosen_recipes, make_model
-from timm_csg.cli.checkpoint_data import settings_of
+from timm_csg.cli.checkpoints import settings_of
 from timm_csg.cli.runs import RunFolder
 from timm_csg.cli.settings import TrainSettings
 from timm_csg.cli.train import default_output
@@ -62,7 +62,7 @@ def knobs(**options):
         ({"model_ema_decay": 0.9}, "add --model-ema"),
         ({"no_aug": True, "hflip": 0.5, "reprob": 0.1}, "--hflip, --reprob would have no effect here; leave out"),
         ({"val_seed": 3}, "add --val-fraction"),
-        ({"val_fraction": 0.2}, "it divides folders"),
+        ({"val_fraction": 0.2}, "it splits a folder"),
         ({"data_dir": "/x"}, "--data-dir"),
         ({"num_classes": 10}, "--num-classes"),
     ],

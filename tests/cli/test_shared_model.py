@@ -11,7 +11,7 @@ from timm.data import create_transform, resolve_model_data_config
 
 from timm_csg import labels
 from timm_csg.cli import main
-from timm_csg.cli.checkpoint_data import load_checkpoint_and_data
+from timm_csg.cli.checkpoints import load_checkpoint_and_data
 from timm_csg.cli.evaluate import evaluate
 from timm_csg.cli.explain import explain
 from timm_csg.cli.settings import TrainSettings

@@ -26,8 +26,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from timm_csg.cli.checkpoint_data import check_data_options, load_checkpoint_and_data, settings_of
-from timm_csg.cli.checkpoints import check_local
+from timm_csg.cli.checkpoints import check_data_options, check_local, load_checkpoint_and_data, settings_of
 from timm_csg.cli.results import write_json, write_tables
 from timm_csg.cli.runs import RunFolder, file_stem, folder_for_results
 from timm_csg.cli.settings import DATA_OPTIONS, WHERE_OPTIONS, TrainSettings

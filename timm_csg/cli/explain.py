@@ -12,19 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
-from rich import box
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 
 from timm_csg import explain as methods_module
 from timm_csg import labels
 from timm_csg.checkpoint import replacing
 from timm_csg.checks import check_choice, nearest
-from timm_csg.cli.checkpoint_data import check_data_options, load_with_input
+from timm_csg.cli.checkpoints import check_data_options, load_with_input
 from timm_csg.cli.classes import class_names, match_classes
 from timm_csg.cli.commands.explain import FILTERS, METHODS
-from timm_csg.cli.contrast import versus_class
 from timm_csg.cli.data import open_split
 from timm_csg.cli.preprocessing import read_input
 from timm_csg.cli.runs import file_stem, folder_for_results
@@ -79,7 +75,7 @@ def explain(
         methods: Which maps to draw: names of ``timm_csg.explain``, and ``"filters"`` for the map of each filter that is
             named in the explanation.
         target: Name or index of the class to explain; None: the predicted one.
-        against: Another class, to say what decides between the two, with a figure; see ``versus_class``.
+        against: Another class, to say what decides between the two, with a figure; see ``timm_csg.explain.contrast``.
         top: Filters for each image, 1 or more.
         output: Folder for the pictures, one for each image and map; None: none are written.
         progress: Called with each file before it is read.
@@ -112,7 +108,7 @@ def explain(
     def one(path: Path) -> Explained:
         image = read_input(path, config).to(next(model.parameters()).device)
         why = replace(methods_module.explain_prediction(model, image, label, top=top)[0], class_names=names)
-        versus = None if rival is None else versus_class(model, image, why, rival, top)
+        versus = None if rival is None else _versus(model, image, why, rival, top)
         if pictures is None:
             return Explained(path, why, [], versus)
         pixels, maps = _pixels(model, image), _maps(model, image, why, methods)
@@ -123,6 +119,24 @@ def explain(
 
     with nullcontext() if output is None else folder_for_results(Path(output)):
         return _all_that_can_be_read(one, files, progress)
+
+
+def _versus(model: nn.Module, image: Tensor, why: PredictionExplanation, against: int, top: int) -> Contrast:
+    """What decides between the explained class and another one.
+
+    Args:
+        model: The model.
+        image: [1, channels, height, width].
+        why: The class that is explained; where it is ``against`` itself, the most probable other class takes its place.
+        against: The other class.
+        top: Filters, as many as there are at most.
+    """
+    one = why.target
+    if one == against:
+        logits: Any = model(image).detach()[0]
+        logits[against] = -float("inf")
+        one = int(logits.argmax())
+    return methods_module.contrast(model, image, one, against, top=min(top, int(model.num_features)))  # type: ignore[arg-type]
 
 
 def _all_that_can_be_read(
@@ -226,37 +240,3 @@ def _pixels(model: nn.Module, image: Tensor) -> Tensor:
         return pixels
     size = [round(side * larger) for side in pixels.shape[1:]]
     return F.interpolate(pixels[None], size=size, mode="bicubic", align_corners=False)[0].clamp(0, 1)
-
-
-def explanation_table(found: list[Explained], title: str = "") -> Table:
-    """Why each image was given its class: its filters, what they own, and how much of the evidence they gave."""
-    table = Table(title=Text(f"Why, by {title}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("image", "class"):
-        table.add_column(name, overflow="fold")
-    for name in ("proba-\nbility", "filter", "gate", "response", "contri-\nbution", "share"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for each in found:
-        owned = each.why.standard.owned_share
-        for place, evidence in enumerate(each.why.filters):
-            first = place == 0
-            table.add_row(
-                Text(shown(each.image.name)) if first else "",
-                Text(each.answer) if first else "",
-                f"{each.why.probability:.1%}" if first else "",
-                str(evidence.filter),
-                "–" if evidence.gate is None else f"{evidence.gate:.2f}",
-                f"{evidence.activation:.3g}",
-                f"{evidence.contribution:+.2f}",
-                f"{evidence.share:.1%}",
-            )
-        if owned is not None:
-            table.add_row("", "", "", "all its own", "", "", "", f"{owned:.1%}", style="bold")
-        table.add_section()
-    notes = [
-        "contribution: what the filter adds to the score of the class.",
-        "share: of everything that speaks for the class in this image.",
-    ]
-    if any(not each.why.standard.exact for each in found):
-        notes.append("This model's head is not linear: contribution and share are estimates, gradient times response.")
-    table.caption, table.caption_justify = "\n".join(notes), "left"
-    return table

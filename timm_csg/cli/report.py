@@ -15,8 +15,13 @@ from rich.console import Console
 from rich.text import Text
 
 from timm_csg import plots
-from timm_csg.cli.checkpoint_data import check_data_options, load_checkpoint_and_data, settings_of
-from timm_csg.cli.checkpoints import checkpoint_folder, load_model
+from timm_csg.cli.checkpoints import (
+    check_data_options,
+    checkpoint_folder,
+    load_checkpoint_and_data,
+    load_model,
+    settings_of,
+)
 from timm_csg.cli.data import Data
 from timm_csg.cli.preprocessing import model_input_config
 from timm_csg.cli.runs import RunFolder, writable_file

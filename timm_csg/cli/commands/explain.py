@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Explain, and print the table."""
-    from timm_csg.cli.contrast import contrast_table
-    from timm_csg.cli.explain import explain, explanation_table
+    from timm_csg.cli.explain import explain
+    from timm_csg.cli.explain_view import contrast_table, explanation_table
 
     console, seen = make_console(), 0
 

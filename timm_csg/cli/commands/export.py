@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and say what the file holds."""
-    from timm_csg.cli.checkpoint_data import load_with_input
+    from timm_csg.cli.checkpoints import load_with_input
     from timm_csg.export import export_onnx
 
     given = given_options(args, ["img_size"])
