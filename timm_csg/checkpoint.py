@@ -125,7 +125,8 @@ def save_pretrained(
     with plain(model):
         weights, config, made = _plain_parts(model, labels, preprocessing)
     mechanism_state = _mechanism_state(model, weights)
-    if _is_sharded(model) and torch.distributed.get_rank() != 0:
+    is_sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+    if is_sharded and torch.distributed.get_rank() != 0:
         return directory
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MECHANISM).parent.mkdir(exist_ok=True)
@@ -266,10 +267,6 @@ def _mechanism_state(model: DifferentiatedModel, weights: dict[str, Tensor]) -> 
     with torch.no_grad():
         made.project_(head)
     return merged_state(made)
-
-
-def _is_sharded(model: nn.Module) -> bool:
-    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
 def _readme(model: DifferentiatedModel, directory: Path, facts: card.Facts) -> str | None:

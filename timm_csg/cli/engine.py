@@ -35,11 +35,6 @@ from timm_csg.training import TrainingMixin
 _logger = logging.getLogger(__name__)
 
 
-def _average(model: nn.Module, settings: TrainSettings) -> ModelEmaV3 | None:
-    decay = 0.9998 if settings.model_ema_decay is None else settings.model_ema_decay
-    return ModelEmaV3(model, decay=decay) if settings.model_ema else None
-
-
 class Training(TrainingMixin):
     """A recipe at work. ``run`` trains to the end or until interrupted; the state is read back if there is one.
 
@@ -75,7 +70,8 @@ class Training(TrainingMixin):
         if recipe is not None:
             self.schedule = recipe.schedule
         self.assigns = has_assigned(self.model)
-        self.ema = _average(self.model, settings)
+        decay = 0.9998 if settings.model_ema_decay is None else settings.model_ema_decay
+        self.ema = ModelEmaV3(self.model, decay=decay) if settings.model_ema else None
         self.optimizers = make_optimizers(self.model, settings, recipe)
         if recipe is not None:
             self.attach(self.optimizers, self.model, averages=[] if self.ema is None else [self.ema])
