@@ -20,7 +20,7 @@ from animal_features import frozen_features
 from animal_measures import evaluate
 from animal_pictures import SIZE, nine_tenths, one_against_others
 from animal_training import train_last_stage
-from frozen_animals import Animals
+from frozen_animals import Animals, behind_frozen_layers
 from owner_numbers import measure
 
 import timm_csg
@@ -61,16 +61,15 @@ def main(arguments: list[str] | None = None) -> dict:
         both = [config, RECIPES["assigned"].mechanism]
         model = timm_csg.differentiate(model, mechanism=both if args.recipe == "both" else config)
     model = model.to(memory_format=torch.channels_last)
-    model.forward_features = lambda cached: model.bn2(model.conv_head(model.blocks[6](cached)))  # the rest is frozen
-    train_last_stage(model, train, recipe, epochs=args.epochs, batch_size=args.batch_size)
+    with behind_frozen_layers(model):
+        train_last_stage(model, train, recipe, epochs=args.epochs, batch_size=args.batch_size)
+        found = evaluate(model, test, args.data / "annotations.csv", field, one_class=bool(args.one_class))
+        if args.owners:
+            classes = sorted({name.split("/")[0] for name in train.names})
+            animals = Animals(train.whole, train.crops, train.targets, test.whole, test.targets, test.names, classes)
+            found |= measure(model, animals, model.mechanism.class_filter_matrix() if recipe else None)
     result = {"recipe": args.recipe, "data": "ILSVRC DET animal parts", "seed": args.seed, "epochs": args.epochs}
-    found = evaluate(model, test, args.data / "annotations.csv", field, one_class=bool(args.one_class))
     result |= {"options": json.dumps(args.option), "one_class": args.one_class or "", **found}
-    if args.owners:
-        classes = sorted({name.split("/")[0] for name in train.names})
-        animals = Animals(train.whole, train.crops, train.targets, test.whole, test.targets, test.names, classes)
-        result |= measure(model, animals, model.mechanism.class_filter_matrix() if recipe else None)
-    del model.forward_features
     if recipe:
         timm_csg.save_pretrained(model, args.output, metrics=result)
     else:

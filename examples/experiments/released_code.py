@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from animal_pictures import nine_tenths
-from frozen_animals import Animals, load_network
+from frozen_animals import Animals, behind_frozen_layers, load_network
 from owner_numbers import measure
 from released_pictures import SIZE, animals, as_animals, normalised
 from torch import nn
@@ -83,15 +83,13 @@ def run(made: dict, args: argparse.Namespace, method: str, seed: int) -> dict:
     nn.init.normal_(model.classifier.weight, std=0.01)
     if method in RECIPES:
         timm_csg.differentiate(model, recipe=method)
-    frozen = nn.Sequential(model.conv_stem, model.bn1, model.blocks[:-1])
-    model.forward_features = lambda cached: model.bn2(model.conv_head(model.blocks[-1](cached)))  # the rest is frozen
-    for parameter in frozen.parameters():
+    for parameter in [*model.conv_stem.parameters(), *model.bn1.parameters(), *model.blocks[:-1].parameters()]:
         parameter.requires_grad_(False)
-    train(model, chosen, args, method)
-    owners = model.mechanism.class_filter_matrix() if timm_csg.is_differentiated(model) else None
-    found = {"method": method, "seed": seed, **measure(model, chosen, owners)}
+    with behind_frozen_layers(model):
+        train(model, chosen, args, method)
+        owners = model.mechanism.class_filter_matrix() if timm_csg.is_differentiated(model) else None
+        found = {"method": method, "seed": seed, **measure(model, chosen, owners)}
     found |= {} if owners is None else {"gate_density": float(metrics.gate_density(owners))}
-    del model.forward_features
     return found | {"localisation": localise(model, made, args)}
 
 
