@@ -195,13 +195,13 @@ def checked_batches(
     for images, targets in pairs(loader):
         if len(images) == 0:
             continue
-        check_images(model, images, first)
+        images = as_input(model, images)
+        check_images(model, images, first)  # on the device, where looking through all values is cheapest
         if first == 0:
             warn_of_pixels(model, images)
         _check_one_each(images, targets)
         if not (soft and targets.ndim == 2):
             check_class_indices(targets, _classes(model))
-        images = as_input(model, images)
         yield images, targets.to(images.device)
         first += len(images)
         if progress is not None:
