@@ -78,12 +78,12 @@ def test_tables_sort_by_every_column_and_say_so(page):
     column = "[...document.querySelectorAll('#filter-table tbody tr')].map(row => parseFloat(row.cells[5].textContent))"
     head = "document.querySelectorAll('#filter-table thead th')[5]"
     page.run(f"{head}.querySelector('button').click()")
-    shown = page.run(column)
-    values = [value for value in shown if value is not None]
-    assert shown == sorted(values, reverse=True) + [None] * (len(shown) - len(values))  # a silent filter has none
+    cells = page.run(column)
+    values = [value for value in cells if value is not None]
+    assert cells == sorted(values, reverse=True) + [None] * (len(cells) - len(values))  # a silent filter has none
     assert page.run(f"{head}.getAttribute('aria-sort')") == "descending"
     page.run(f"{head}.querySelector('button').click()")
-    assert page.run(column) == [None] * (len(shown) - len(values)) + sorted(values)
+    assert page.run(column) == [None] * (len(cells) - len(values)) + sorted(values)
 
 
 @pytest.mark.parametrize(("place", "box", "table"), [("filters", "find", "filter"), ("classes", "find-class", "class")])
