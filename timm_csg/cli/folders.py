@@ -89,8 +89,8 @@ def _check_classes(root: Path, found: Found) -> None:
     counts = Counter(shown(folder.name) for folder in found.pictures)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
-        places = ", ".join(shown(str(folder)) for folder in found.pictures if shown(folder.name) == twice[0])
-        raise ValueError(f"{shown(str(root))} has several classes named {twice[0]!r}: {places}; rename the folders.")
+        listed = ", ".join(shown(str(folder)) for folder in found.pictures if shown(folder.name) == twice[0])
+        raise ValueError(f"{shown(str(root))} has several classes named {twice[0]!r}: {listed}; rename the folders.")
 
 
 def _part(folder: Path, files: list[Path], fraction: float, seed: int, *, is_training: bool) -> list[Path]:
