@@ -408,7 +408,7 @@ def test_epochs_that_nobody_tells_are_caught_at_the_first_step(model, images, ta
     if attached:
         loop.attach(optimizer, model)
     loop.losses(model, images, targets, F.cross_entropy)["loss"].backward()
-    with pytest.raises(ValueError, match=r"goes by epochs, but nobody .*loop\.set_epoch\(epoch\)"):
+    with pytest.raises(ValueError, match=r"goes by epochs, but the epoch is not set.*loop\.set_epoch\(epoch\)"):
         optimizer.step() if attached else loop.after_step(model)
     loop.set_epoch(0)
     optimizer.step() if attached else loop.after_step(model)
@@ -417,7 +417,7 @@ def test_epochs_that_nobody_tells_are_caught_at_the_first_step(model, images, ta
 @pytest.mark.parametrize("mechanism", ["icnn", ["icnn", "csg"]])
 def test_mechanism_that_goes_by_epochs_asks_for_them(make_model, mechanism):
     model = timm_csg.differentiate(make_model(), mechanism=mechanism).train()
-    with pytest.raises(ValueError, match="goes by epochs, but nobody"):
+    with pytest.raises(ValueError, match="goes by epochs, but the epoch is not set"):
         make_loop(Joint()).after_step(model)
 
 
