@@ -264,3 +264,41 @@ def test_a_criterion_that_gives_a_number_for_each_image_is_named(model, given):
 def test_targets_beyond_the_classes_that_are_counted_are_refused(model, given):
     with pytest.raises(ValueError, match="class indices from 0 to 1, but they range from 0 to 2"):
         measuring.ablate(model, [given], torch.arange(96) % 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda m, x, y: explain.factor_maps(m, x, layer="layer4"), TypeError, "layer must be a module .* 'layer4'"),
+        (lambda m, x, y: timm_csg.export_program(m, preprocessing={"input_size": (1, 64, 64)}), ValueError, "not 1"),
+        (lambda m, x, y: timm_csg.export_program(m, preprocessing={"input_size": (64, 64)}), ValueError, "height and"),
+        (lambda m, x, y: timm_csg.export_program(m, preprocessing={"input_size": (3, 0, 64)}), ValueError, "1 or more"),
+        (
+            lambda m, x, y: timm_csg.setup(m, lr=0.1, loader=[(x, y)], schedule="joint"),
+            TypeError,
+            "an Alternating or J",
+        ),
+        (lambda m, x, y: timm_csg.setup(m, lr=0.1, loader=[(x, y)], ema_decay=2), ValueError, "ema_decay must be .* 2"),
+        (lambda m, x, y: timm_csg.param_groups(m, lr=0.1, layer_decay=-1), ValueError, "layer_decay must be .* -1"),
+        (lambda m, x, y: measuring.collect(m, None), TypeError, "must yield batches, but is NoneType"),
+        (lambda m, x, y: measuring.collect(m, torch.utils.data.TensorDataset(x, y)), TypeError, "pass a DataLoader"),
+        (lambda m, x, y: measuring.activmap(m, [(x, y)], BOXES, share=2), ValueError, "share must be .* between 0 and"),
+        (lambda m, x, y: measuring.cam_localisation(m, [(x, y)], BOXES, share=-1), ValueError, "share must be"),
+        (
+            lambda m, x, y: measuring.part_interpretability(m, [(x, y)], BOXES[:, None], share=2),
+            ValueError,
+            "share must be",
+        ),
+        (
+            lambda m, x, y: measuring.gradmap(m, [(x, y)], BOXES, filters_per_class=0),
+            ValueError,
+            "filters_per_class must be a whole number, 1 or more, but is 0",
+        ),
+        (lambda m, x, y: measuring.pgd(m, x, y, eps=0.1, mean=[0] * 3, std=[1, 0, 1]), ValueError, "std must be more"),
+        (lambda m, x, y: measuring.receptive_field(m, 0), ValueError, "image_size must be .* but is 0"),
+        (lambda m, x, y: measuring.receptive_field(m, "64"), ValueError, "image_size must be .* but is '64'"),
+    ],
+)
+def test_options_out_of_their_range_are_named_before_a_pass(unused, given, call, error, text):
+    with pytest.raises(error, match=text):
+        call(unused, *given)

@@ -14,6 +14,7 @@ from timm_csg.explain.class_maps import own_filters
 from timm_csg.head import effective_weight, find_classifier
 from timm_csg.mechanisms.base import Head
 from timm_csg.model import DifferentiatedModel
+from timm_csg.running import check_images
 from timm_csg.stage import is_channels_last
 
 OUTPUTS = ("logits", "evidence", "map", "responses")
@@ -47,6 +48,7 @@ class ExplainedModel(nn.Module):
         self.model, self.upsample = model, upsample
         parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
         self.images = torch.zeros(2, *input_size, device=parameter.device, dtype=parameter.dtype)
+        check_images(model, self.images)
         with torch.no_grad():
             features = masked(model, model.forward_features(self.images))
         head = model.read_head()

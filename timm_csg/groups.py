@@ -50,6 +50,8 @@ def param_groups(
     for name, value in (("lr", lr), ("gate_lr", gate_lr), ("head_lr", head_lr), ("weight_decay", weight_decay)):
         if value is not None:
             check_fraction(name, value)
+    if layer_decay is not None:
+        check_fraction("layer_decay", layer_decay, 0.0, 1.0)
     inner = unwrap_model(model)
     undecayed = inner.no_weight_decay() if hasattr(inner, "no_weight_decay") else ()
     groups: list[dict[str, Any]]

@@ -11,8 +11,16 @@ from torch import nn
 
 from timm_csg.checks import nearest, whole
 
+
+def _input_size(size: Any) -> tuple[int, ...]:
+    found = tuple(map(int, size))
+    if len(found) != 3 or min(found) < 1:
+        raise ValueError(f"input_size must be channels, height and width, each 1 or more, but is {size!r}.")
+    return found
+
+
 _PREPROCESSING: dict[str, Callable[[Any], Any]] = {
-    "input_size": lambda size: tuple(map(int, size)),
+    "input_size": _input_size,
     "interpolation": str,
     "mean": lambda values: tuple(map(float, values)),
     "std": lambda values: tuple(map(float, values)),
@@ -117,7 +125,7 @@ def data_config(preprocessing: Mapping[str, Any] | None) -> dict[str, Any] | Non
         preprocessing: What ``timm.data.resolve_data_config`` returns, or a part of it; None: nothing is known.
 
     Raises:
-        ValueError: If it has other entries.
+        ValueError: If it has other entries, or an input size that is none.
 
     Example:
         >>> data_config({"input_size": [3, 32, 32], "crop_pct": 1})

@@ -214,9 +214,15 @@ def pairs(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     Raises:
         TypeError: If one is something else.
     """
-    for batch in loader:
+    try:
+        batches = iter(loader)
+    except TypeError as error:
+        raise TypeError(f"the loader must yield batches, but is {type(loader).__name__}.") from error
+    for batch in batches:
         is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-        if not is_pair or not all(isinstance(part, Tensor) and part.ndim for part in batch):
+        if is_pair and all(isinstance(part, Tensor) for part in batch) and not batch[1].ndim:
+            raise TypeError("the loader yields single samples, not batches; pass a DataLoader of this data set.")
+        if not is_pair or not all(isinstance(part, Tensor) for part in batch):
             parts = batch if is_pair else [batch]
             found = " and ".join(type(part).__name__ for part in parts)
             raise TypeError(

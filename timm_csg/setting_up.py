@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from timm_csg import freezing
 from timm_csg.assignment import find_assigned, has_assigned
-from timm_csg.checks import nearest
+from timm_csg.checks import check_fraction, nearest
 from timm_csg.differentiation import differentiate
 from timm_csg.groups import param_groups
 from timm_csg.model import DifferentiatedModel
@@ -87,7 +87,7 @@ def setup(
         Model, optimizer, loop and average; the first is the object that was given.
 
     Raises:
-        TypeError: If the optimizer is one that exists already, or see ``differentiate``.
+        TypeError: If the optimizer is one that exists already, the schedule is none, or see ``differentiate``.
         ValueError: If the recipe needs a loader, or does not fit a differentiated model, or an option is wrong.
 
     Example:
@@ -105,6 +105,10 @@ def setup(
     if isinstance(optimizer, str) and optimizer.lower().removeprefix("lookahead_") not in list_optimizers():
         close = nearest(optimizer, list_optimizers())
         raise ValueError(f"timm has no optimizer {optimizer!r}; timm.optim.list_optimizers() names them.{close}")
+    if not (schedule is None or isinstance(schedule, (Alternating, Joint))):
+        raise TypeError(f"schedule must be an Alternating or Joint of timm_csg, but is {schedule!r}.")
+    if ema_decay is not None:
+        check_fraction("ema_decay", ema_decay, 0.0, 1.0)
     found = find_recipe(recipe)
     ready = _differentiated(model, num_classes, recipe, options)
     freezing.freeze(ready, freeze)

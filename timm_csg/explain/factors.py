@@ -140,6 +140,8 @@ def _recorded(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The maps [batch, filters, height, width], and the scores [batch, factors] as a function of them."""
     check_choice("target", target, ("mean", "kl"))
+    if not (layer is None or isinstance(layer, nn.Module)):
+        raise TypeError(f"layer must be a module of the encoder, but is {layer!r}; pass encoder.get_submodule(name).")
     with torch.inference_mode(mode=False), torch.enable_grad(), evaluating(encoder):
         images = as_input(encoder, images, copy=images.is_inference())
         if layer is None and hasattr(encoder, "forward_features") and hasattr(encoder, "forward_head"):

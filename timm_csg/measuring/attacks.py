@@ -129,6 +129,8 @@ def _pixel_units(
         raise ValueError(
             f"mean and std need one value per channel ({images.shape[1]}), but are {tuple(mean)} and {tuple(std)}."
         )
+    if not all(value > 0 for value in std):
+        raise ValueError(f"std must be more than 0 for every channel, but is {tuple(std)}.")
     scale = 1 / torch.tensor(std, dtype=torch.float64, device="cpu")[:, None, None]
     low = -torch.tensor(mean, dtype=torch.float64, device="cpu")[:, None, None] * scale
     low, high, scale = (value[None].to(images) for value in (low, low + scale, scale))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from timm_csg.checks import check_fraction
 from timm_csg.measuring.fields import ReceptiveField, effective_diameter, receptive_field
 from timm_csg.metrics.display import in_one_line
 from timm_csg.metrics.regions import check_regions, region_masks
@@ -170,6 +171,7 @@ def part_interpretability(
         >>> part_interpretability(model, loader, boxes).shares.shape
         torch.Size([2, 96, 1])
     """
+    check_fraction("share", share, 0.0, 1.0)
     with measured(model):
         maps = (seen_maps(model, images) for images, _ in checked_batches(model, loader))
         thresholds = _thresholds(maps, share, len(parts))

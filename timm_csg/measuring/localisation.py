@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from timm_csg.checks import check_fraction
 from timm_csg.explain import cam
 from timm_csg.metrics.localisation import Localisation, per_image
 from timm_csg.metrics.regions import check_regions, overlap, region_masks
@@ -46,10 +47,11 @@ def cam_localisation(
         >>> cam_localisation(model, loader, torch.tensor([[8.0, 8.0, 40.0, 40.0]] * 2)).counts
         tensor([1, 1])
     """
+    check_fraction("share", share, 0.0, 1.0)
 
     def score(images: Tensor, targets: Tensor, masks: Tensor) -> Tensor:
         heat = cam(model, images, targets).float()
-        lowest = heat.flatten(1).topk(int(heat[0].numel() * share)).values[:, -1, None, None]
+        lowest = heat.flatten(1).topk(max(1, int(heat[0].numel() * share))).values[:, -1, None, None]
         return overlap((heat >= lowest).cpu(), masks)
 
     return scored(score, model, loader, objects, progress)

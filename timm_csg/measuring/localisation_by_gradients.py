@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from timm_csg.checks import whole
 from timm_csg.measuring.localisation import Loader, Progress, batches, scored
 from timm_csg.metrics.localisation import Localisation
 from timm_csg.metrics.regions import overlap
@@ -51,6 +52,8 @@ def gradmap(
         >>> gradmap(model, loader, torch.tensor([[8.0, 8.0, 40.0, 40.0]] * 2), filters_per_class=2).counts
         tensor([1, 1])
     """
+    if (whole(filters_per_class) or 0) < 1:
+        raise ValueError(f"filters_per_class must be a whole number, 1 or more, but is {filters_per_class!r}.")
     strongest = _strongest_filters(model, loader, objects, filters_per_class)
     device = next(model.parameters()).device
 

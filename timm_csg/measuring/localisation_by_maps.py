@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from timm_csg.checks import check_fraction
 from timm_csg.measuring.localisation import Loader, Progress, batches
 from timm_csg.metrics.localisation import Localisation
 from timm_csg.running import measured
@@ -56,6 +57,7 @@ def activmap(
         >>> int(activmap(model, loader, torch.tensor([[8.0, 8.0, 40.0, 40.0]] * 2)).counts.sum())
         96
     """
+    check_fraction("share", share, 0.0, 1.0)
     tables: list[Tensor] = []
     start, num_filters = 0, 1
     while start < num_filters:
