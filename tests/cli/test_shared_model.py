@@ -122,8 +122,8 @@ def test_a_stream_in_another_order_is_refused(shared, pets, monkeypatch):
         def __iter__(self):
             return iter(())
 
-    monkeypatch.setattr("timm_csg.cli.checkpoint_data.open_split", lambda *_, **__: Stream())
-    with pytest.raises(ValueError, match=r"have another order than those of .* cannot be relabelled"):
+    monkeypatch.setattr("timm_csg.cli.checkpoints.open_split", lambda *_, **__: Stream())
+    with pytest.raises(ValueError, match=r"are in a different order from those of .* cannot be relabelled"):
         load_checkpoint_and_data(str(shared), TrainSettings(**options(pets)).resolved())
 
 
