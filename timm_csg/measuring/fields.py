@@ -58,9 +58,9 @@ def receptive_field(
         >>> field.centre_y, field.size
         (tensor([ 0.5000, 32.5000]), (435.0, 435.0))
     """
-    side = whole(image_size)
-    height, width = (image_size if isinstance(image_size, tuple) else (None, None)) if side is None else (side, side)
-    if min(whole(height) or 0, whole(width) or 0) < 1:
+    sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    height, width = (whole(side) or 0 for side in sides) if len(sides) == 2 else (0, 0)
+    if min(height, width) < 1:
         raise ValueError(f"image_size must be one or two whole numbers, 1 or more, but is {image_size!r}.")
     if channels is None:
         channels = int(get_model_input_config(model)["input_size"][0])
