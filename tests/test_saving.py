@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 import timm_csg
 from timm_csg import CheckpointError, from_pretrained, labels, save_pretrained
 from timm_csg.checkpoint import save_plain
+from timm_csg.manifest import Manifest
 
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
 PREPROCESSING = {
@@ -362,3 +363,21 @@ def test_weights_without_values_and_names_of_files_are_refused(model, tmp_path):
         timm_csg.save_pretrained(model, tmp_path / "file")
     with pytest.raises(ValueError, match=r"conv1\.0\.weight has no values yet .*'meta'"):
         timm_csg.save_pretrained(model.to("meta"), tmp_path / "out")
+
+
+def test_a_card_without_its_layer_does_not_prevent_saving(model, tmp_path, monkeypatch, caplog):
+    def fail(model):
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr("timm_csg.checkpoint.find_stage", fail)
+    timm_csg.save_pretrained(model, tmp_path)
+    assert "the model card does not describe the layer: no such operation" in caplog.text
+    assert "96 filters" in (tmp_path / "README.md").read_text()
+
+
+def test_a_config_with_long_names_of_many_classes_is_read(model, tmp_path):
+    timm_csg.save_pretrained(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["label_names"] = [f"{index:060}" for index in range(86_000)]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert len(Manifest.read(tmp_path).config["label_names"]) == 86_000
