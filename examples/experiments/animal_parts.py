@@ -19,8 +19,8 @@ import torch
 from animal_features import frozen_features
 from animal_measures import evaluate
 from animal_pictures import SIZE, nine_tenths, one_against_others
-from animal_training import train_last_stage
-from frozen_animals import Animals, behind_frozen_layers
+from animal_training import behind_frozen_layers, train_last_stage
+from frozen_animals import Animals
 from owner_numbers import measure
 
 import timm_csg

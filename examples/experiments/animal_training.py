@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from animal_pictures import Pictures, as_stored
@@ -11,6 +13,18 @@ from torch import nn
 import timm_csg
 from timm_csg.assignment import has_assigned
 from timm_csg.recipes import Recipe
+
+
+@contextmanager
+def behind_frozen_layers(model: nn.Module) -> Iterator[None]:
+    """Inside, a network takes what its frozen layers make of pictures; afterwards pictures again."""
+    config, model.pretrained_cfg = model.pretrained_cfg, {}  # what it says of pictures does not hold
+    model.forward_features = lambda cached: model.bn2(model.conv_head(model.blocks[-1](cached)))
+    try:
+        yield
+    finally:
+        del model.forward_features
+        model.pretrained_cfg = config
 
 
 def train_last_stage(model: nn.Module, train: Pictures, recipe: Recipe | None, *, epochs: int, batch_size: int) -> None:

@@ -7,7 +7,6 @@ computed once and kept in a file.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,18 +33,6 @@ def without_frozen_layers(model: nn.Module) -> nn.Module:
     model.blocks = nn.Sequential(model.blocks[-1])
     model.pretrained_cfg = {}  # what it says of pictures holds no longer
     return model
-
-
-@contextmanager
-def behind_frozen_layers(model: nn.Module) -> Iterator[None]:
-    """Inside, a network takes what its frozen layers make of pictures; afterwards pictures again."""
-    config, model.pretrained_cfg = model.pretrained_cfg, {}  # what it says of pictures does not hold
-    model.forward_features = lambda cached: model.bn2(model.conv_head(model.blocks[-1](cached)))
-    try:
-        yield
-    finally:
-        del model.forward_features
-        model.pretrained_cfg = config
 
 
 @torch.no_grad()

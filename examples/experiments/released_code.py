@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 from animal_pictures import nine_tenths
-from frozen_animals import Animals, behind_frozen_layers, load_network
+from animal_training import behind_frozen_layers
+from frozen_animals import Animals, load_network
 from owner_numbers import measure
 from released_pictures import SIZE, animals, as_animals, normalised
 from torch import nn
