@@ -45,6 +45,9 @@ def gradmap(
     Returns:
         Scores for each class and for all images; the authors report Avg-IoU and AP20.
 
+    Raises:
+        ValueError: If ``filters_per_class`` is no whole number or below 1, or the objects do not suit the images.
+
     Example:
         >>> import timm
         >>> model = timm.create_model("test_resnet", num_classes=2)
