@@ -135,6 +135,7 @@ OF_MODELS = {
     "factor_maps": lambda model, x, y: explain.factor_maps(model, x, 2),
     "fgsm": lambda model, x, y: measuring.fgsm(model, x, y, eps=0.1),
     "gradmap": lambda model, x, y: measuring.gradmap(model, [(x, y)], boxes()),
+    "guided_evidence_map": lambda model, x, y: explain.guided_evidence_map(model, x),
     "guided_grad_cam": lambda model, x, y: explain.guided_grad_cam(model, x),
     "judge": lambda model, x, y: numbers_of(
         judging.judge(explain.grad_cam, model, x, y, judges=WITHOUT_GRIDS, objects=boxes())

@@ -68,6 +68,7 @@ MAKERS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     "gradient": partial(strongest_colour, explain.gradient),
     "guided backprop": partial(strongest_colour, explain.guided_backprop),
     "Guided Grad-CAM": partial(strongest_colour, explain.guided_grad_cam),
+    "guided evidence map": partial(strongest_colour, explain.guided_evidence_map),
     "captum Grad-CAM": captum_layer,
     "captum InputXGradient": partial(captum_pixels, "InputXGradient", {}),
     "captum IntegratedGradients": partial(captum_pixels, "IntegratedGradients", {"n_steps": 8}),
@@ -83,6 +84,6 @@ MAKERS |= BASELINES
 
 
 def makers_for(model: nn.Module, names: list[str] | None = None) -> dict[str, Callable]:
-    """Those that exist for the model: two need owners."""
-    missing = set() if is_differentiated(model) else {"evidence map", "owner map"}
+    """Those that exist for the model: three need owners."""
+    missing = set() if is_differentiated(model) else {"evidence map", "owner map", "guided evidence map"}
     return {name: MAKERS[name] for name in names or MAKERS if name not in missing}

@@ -39,3 +39,14 @@ def test_a_model_without_assigned_filters_is_refused(make_model, images):
     for model in (make_model(), timm_csg.differentiate(make_model(), mechanism="csg")):
         with pytest.raises(ValueError, match="has no assigned filters"):
             explain.evidence_map(model, images)
+        with pytest.raises(ValueError, match="has no assigned filters"):
+            explain.guided_evidence_map(model, images)
+
+
+def test_the_guided_evidence_map_is_the_product_of_its_parts(make_model, images, targets, gated):
+    model = gated(timm_csg.differentiate(make_model(), mechanism="assigned"))
+    model.mechanism.mean.copy_(explain.filter_maps(model, images, upsample=False).mean(dim=(0, 2, 3)))
+    coarse = explain.evidence_map(model, images, targets).clamp(min=0)
+    assert 0 < (coarse > 0).float().mean() < 1
+    expected = explain.guided_backprop(model, images, targets) * coarse[:, None]
+    torch.testing.assert_close(explain.guided_evidence_map(model, images, targets), expected, rtol=1e-4, atol=1e-8)

@@ -97,7 +97,7 @@ def test_every_method_takes_pictures(name, make_model, picture, expected):
     assert torch.equal(method(make_model(), picture, **options), method(make_model(), expected, **options))
 
 
-@pytest.mark.parametrize("name", ["owner_map", "evidence_map"])
+@pytest.mark.parametrize("name", ["owner_map", "evidence_map", "guided_evidence_map"])
 def test_maps_of_own_filters_take_pictures(name, make_model, picture, expected):
     method, model = getattr(explain, name), timm_csg.differentiate(make_model())
     assert torch.equal(method(model, picture), method(model, expected))

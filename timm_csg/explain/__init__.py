@@ -4,7 +4,7 @@ Every function takes plain and differentiated timm models. Where a method does n
 """
 
 from timm_csg.explain.class_maps import Normalised, cam, coarse_map, grad_cam, guided_grad_cam, normalise, owner_map
-from timm_csg.explain.evidence import evidence_map
+from timm_csg.explain.evidence import evidence_map, guided_evidence_map
 from timm_csg.explain.factors import factor_activation_map, factor_maps
 from timm_csg.explain.filters import (
     ClassFilters,
@@ -43,6 +43,7 @@ __all__ = [
     "grad_cam",
     "gradient",
     "guided_backprop",
+    "guided_evidence_map",
     "guided_grad_cam",
     "normalise",
     "owner_map",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from timm_csg.explain._grid import to_maps
-from timm_csg.explain._run import Targets, looking_at, picked, readable, resized, run_stage
+from timm_csg.explain._run import StageRun, Targets, looking_at, picked, readable, resized, run_head, run_stage
 from timm_csg.explain.class_maps import _gradient_maps
+from timm_csg.explain.gradients import backward_with_features
 from timm_csg.explain.inputs import Images
 from timm_csg.mechanisms.assigned import AssignedFilters
 from timm_csg.model import is_differentiated
@@ -40,16 +43,60 @@ def evidence_map(model: nn.Module, images: Images, targets: Targets = None, *, u
         torch.Size([1, 2, 2])
     """
     with looking_at(model, images) as (inner, images):
-        parts = inner.mechanism.modules() if is_differentiated(inner) else ()
-        assigned = next((part for part in parts if isinstance(part, AssignedFilters)), None)
-        if assigned is None:
-            raise ValueError(
-                f"{type(inner).__name__} has no assigned filters, whose averages the map is measured against; use "
-                "explain.grad_cam, or differentiate() and train with mechanism='assigned'."
-            )
-        run = run_stage(inner, images, targets, "gated")
-        maps = (_gradient_maps(inner, run, images) * to_maps(inner, run.features, images)).sum(dim=1)
-        logit = picked(run.logits, run.targets) - assigned.bias[run.targets]
-        rest = logit - maps.sum(dim=(1, 2))  # the averages
-        maps = readable(maps + rest[:, None, None] / maps[0].numel())
+        maps = _evidence(inner, _assigned(inner), run_stage(inner, images, targets, "gated"), images)
         return resized(maps[:, None], images).squeeze(1) if upsample else maps
+
+
+def guided_evidence_map(model: nn.Module, images: Images, targets: Targets = None) -> Tensor:
+    """Guided backprop times the up-sampled evidence map, where that is positive: fine detail of a class's own evidence.
+
+    ``guided_grad_cam`` with ``evidence_map`` in place of Grad-CAM. One pass through the backbone serves both.
+
+    Args:
+        model: A model with assigned filters whose activations are all ReLUs and whose features form a grid; left as
+            found.
+        images: See ``evidence_map``.
+        targets: See ``evidence_map``.
+
+    Returns:
+        [batch, channels, height, width], no unit.
+
+    Raises:
+        TypeError: See ``evidence_map``.
+        ValueError: As ``guided_backprop`` and ``evidence_map``.
+
+    Example:
+        >>> import timm, torch, timm_csg
+        >>> model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=2))
+        >>> guided_evidence_map(model, torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 3, 64, 64])
+    """
+    with looking_at(model, images) as (inner, images):
+        assigned = _assigned(inner)
+        signal, features, indices = backward_with_features(inner, images, targets, "guided")
+        maps = _evidence(inner, assigned, run_head(inner, features, indices, "gated"), images)
+        return readable(signal * resized(maps[:, None], images).clamp(min=0))
+
+
+def _assigned(model: Any) -> AssignedFilters:
+    """The model's assigned filters.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    parts = model.mechanism.modules() if is_differentiated(model) else ()
+    assigned = next((part for part in parts if isinstance(part, AssignedFilters)), None)
+    if assigned is None:
+        raise ValueError(
+            f"{type(model).__name__} has no assigned filters, whose averages the map is measured against; use "
+            "explain.grad_cam, or differentiate() and train with mechanism='assigned'."
+        )
+    return assigned
+
+
+def _evidence(model: Any, assigned: AssignedFilters, run: StageRun, images: Tensor) -> Tensor:
+    """The map on the grid of the stage, of a pass through the gated path."""
+    maps = (_gradient_maps(model, run, images) * to_maps(model, run.features, images)).sum(dim=1)
+    logit = picked(run.logits, run.targets) - assigned.bias[run.targets]
+    rest = logit - maps.sum(dim=(1, 2))  # the averages
+    return readable(maps + rest[:, None, None] / maps[0].numel())
