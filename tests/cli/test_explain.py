@@ -72,10 +72,10 @@ def test_table_has_a_row_for_each_filter_and_the_sum_of_its_own(checkpoint, pict
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--method", "magic"], "--method must be one of 'owner_map', "),
+        (["--method", "magic"], "--method must be one of 'evidence_map', "),
         (["--target", "cat"], "there is no class 'cat'"),
         (["--top", "0"], "--top must be at least 1, but is 0"),
-        (["--method", ","], "no method is named; there are owner_map"),
+        (["--method", ","], "no method is named; there are evidence_map"),
     ],
 )
 def test_wrong_option_is_one_sentence_and_exit_2(options, message, checkpoint, picture, capsys, tmp_path):

@@ -12,7 +12,10 @@ from timm_csg.cli.terminal import make_console, say
 SUMMARY = "explain why images get their class: heat maps, and a table of the filters"
 DESCRIPTION = """Explain why images get their class: heat maps as PNG files, and a table of the filters behind each
 answer."""
-METHODS = ("owner_map", "grad_cam", "cam", "coarse_map", "guided_grad_cam", "gradient", "guided_backprop", "deconvnet")
+METHODS = (
+    "evidence_map", "guided_evidence_map", "owner_map", "grad_cam", "cam", "coarse_map", "guided_grad_cam", "gradient",
+    "guided_backprop", "deconvnet",
+)  # fmt: skip
 FILTERS = "filters"
 
 
