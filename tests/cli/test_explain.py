@@ -1,5 +1,6 @@
 """timm-csg explain: pictures and the table agree with explain_prediction, and what goes wrong."""
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -50,6 +51,16 @@ def test_every_map_becomes_a_picture_large_enough_to_see(checkpoint, picture, tm
     out = capsys.readouterr().out
     assert "photo.png" in out
     assert "5 pictures" in out
+
+
+def test_one_pixel_does_not_hide_the_others_of_a_pixel_map(checkpoint, picture, monkeypatch, tmp_path):
+    heat = torch.ones(1, 3, 64, 64)
+    heat[0, :, 5, 5] = 1000
+    heat[0, :, 32:] = 0
+    monkeypatch.setattr(explain_package, "gradient", lambda *_: heat)
+    explain([picture], checkpoint, methods=["gradient"], output=tmp_path, img_size=64)
+    drawn = torch.from_numpy(np.asarray(Image.open(tmp_path / "photo_gradient.png")).copy()).float()
+    assert drawn[:100, :, 2].mean() < drawn[150:, :, 2].mean() - 50  # yellow, against the picture as it is
 
 
 def test_two_files_of_one_name_keep_their_pictures_apart(checkpoint, picture, tmp_path):

@@ -221,8 +221,13 @@ def _maps(model: nn.Module, image: Tensor, why: PredictionExplanation, methods: 
             maps |= {f"filter{found.filter}": found.map for found in why.filters if found.map is not None}
         else:
             heat = getattr(methods_module, name)(model, image, why.target)[0]
-            maps[name] = heat if heat.ndim == 2 else heat.abs().amax(dim=0)
+            maps[name] = heat if heat.ndim == 2 else _seen(heat.abs().amax(dim=0))
     return maps
+
+
+def _seen(pixels: Tensor) -> Tensor:
+    """A map of single pixels [height, width] without its few largest values, beside which no other could be seen."""
+    return pixels.clamp(max=float(pixels.float().quantile(0.99)))
 
 
 def _contrast_figure(versus: Contrast, pixels: Tensor, names: Sequence[str]) -> Any:
