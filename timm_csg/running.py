@@ -61,11 +61,12 @@ def measured(model: nn.Module) -> Iterator[None]:
     Raises:
         TypeError: If the model has no ``forward_features``; with what to pass instead.
     """
+    check_whole(model)
     if not hasattr(model, "forward_features"):
         inner = getattr(model, "module", None)
         remedy = "the model inside, .module" if hasattr(inner, "forward_features") else "timm.create_model(...)"
         raise TypeError(f"{type(model).__name__} has no forward_features(), as timm's classifiers have; pass {remedy}.")
-    with evaluating(model):
+    with in_eval_mode(model):
         yield
 
 

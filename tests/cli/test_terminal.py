@@ -62,7 +62,10 @@ def test_every_command_ends_in_one_line_when_it_is_interrupted(name, monkeypatch
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_stop_does_not_disturb_the_end(number, monkeypatch, capsys):
+def test_a_second_stop_does_not_disturb_the_end(number, monkeypatch, capsys, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
     def stopped_again(text):
         os.kill(os.getpid(), number)
         say(text)
