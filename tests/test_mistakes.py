@@ -235,7 +235,7 @@ MEASURING = ["collect", "ablate", "collect_peaks", "part_interpretability", "gra
     [
         (torch.nn.DataParallel, r"DataParallel has no forward_features.*pass the model inside, \.module"),
         (lambda model: timm.create_model("test_resnet", features_only=True), r"FeatureListNet has no .*create_model"),
-        (lambda model: "resnet18", "str has no forward_features"),
+        (lambda model: "resnet18", r"found str as the model; pass timm\.create_model"),
     ],
     ids=["wrapped", "features only", "name"],
 )

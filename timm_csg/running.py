@@ -25,7 +25,10 @@ def check_whole(model: nn.Module) -> None:
         ValueError: With the way to a whole model.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a model first, then the images, but found {type(model).__name__} as the model.")
+        raise TypeError(
+            f"expected a model first, then the images, but found {type(model).__name__} as the model; pass "
+            "timm.create_model(...)."
+        )
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
         raise ValueError(
             f"{type(model).__name__} is sharded by fully_shard, but metrics, explanations and the assignment of "
