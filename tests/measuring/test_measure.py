@@ -12,6 +12,7 @@ import timm_csg
 from timm_csg import measuring, metrics
 from timm_csg.cli.display import result_table
 from timm_csg.head import head_on_pooled
+from timm_csg.measuring import measurement
 from timm_csg.measuring.attacked import attack, normalisation, some_images
 from timm_csg.measuring.measures import CLASS_COLUMNS, FILTER_COLUMNS, MEASURES
 from timm_csg.numbers import GROUPS, NUMBERS, SUMMARY, notes
@@ -167,6 +168,12 @@ def test_numbers_that_do_not_exist_are_none_so_that_every_json_reader_takes_them
     found = measuring.measure(model, [(images, torch.zeros(len(images), dtype=torch.long))]).numbers
     assert None in found.values()
     json.dumps(found, allow_nan=False)
+
+
+def test_a_value_that_is_not_finite_is_none():
+    assert measurement._plain(float("nan")) is None
+    assert measurement._plain(torch.tensor(-float("inf"))) is None
+    assert measurement._plain(torch.tensor(0.5)) == 0.5
 
 
 def test_repr_is_one_line_of_the_numbers_that_people_read(model, loader):
