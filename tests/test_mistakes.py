@@ -295,6 +295,8 @@ def test_targets_beyond_the_classes_that_are_counted_are_refused(model, given):
             "filters_per_class must be a whole number, 1 or more, but is 0",
         ),
         (lambda m, x, y: measuring.pgd(m, x, y, eps=0.1, mean=[0] * 3, std=[1, 0, 1]), ValueError, "std must be more"),
+        (lambda m, x, y: measuring.receptive_field("resnet18", 64), TypeError, "found str as the model"),
+        (lambda m, x, y: measuring.stage_weight("resnet18"), TypeError, "found str as the model"),
         (lambda m, x, y: measuring.receptive_field(m, 0), ValueError, "image_size must be .* but is 0"),
         (lambda m, x, y: measuring.receptive_field(m, "64"), ValueError, "image_size must be .* but is '64'"),
     ],

@@ -62,9 +62,9 @@ def receptive_field(
     height, width = (whole(side) or 0 for side in sides) if len(sides) == 2 else (0, 0)
     if min(height, width) < 1:
         raise ValueError(f"image_size must be one or two whole numbers, 1 or more, but is {image_size!r}.")
-    if channels is None:
-        channels = int(get_model_input_config(model)["input_size"][0])
     with measured(model), torch.no_grad():
+        if channels is None:
+            channels = int(get_model_input_config(model)["input_size"][0])
         edges = _edges_of_map(model, height, width, channels)
         if edges is not None:
             top, bottom, left, right = edges[0, :, 0], -edges[1, :, 0], edges[2, 0], -edges[3, 0]

@@ -54,20 +54,20 @@ def stage_weight(model: nn.Module, images: Tensor | None = None) -> StageWeight:
         ('layer4.0.conv2', torch.Size([96, 864]))
     """
     timm_model: Any = model  # its attributes are not in nn.Module's type
-    if images is None:
-        images = torch.zeros(1, *get_model_input_config(model)["input_size"], device="cpu")
     called: list[str] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda module, inputs, name=name: called.append(name))
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and not _SIDE_BRANCHES & set(name.split("."))
-    ]
-    try:
-        with measured(model):
+    with measured(model):
+        if images is None:
+            images = torch.zeros(1, *get_model_input_config(model)["input_size"], device="cpu")
+        hooks = [
+            module.register_forward_pre_hook(lambda module, inputs, name=name: called.append(name))
+            for name, module in model.named_modules()
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and not _SIDE_BRANCHES & set(name.split("."))
+        ]
+        try:
             features = timm_model.forward_features(as_input(model, images))
-    finally:
-        for hook in hooks:
-            hook.remove()
+        finally:
+            for hook in hooks:
+                hook.remove()
     num_filters = timm_model.num_features
     modules = dict(model.named_modules())
     for name in reversed(called):
