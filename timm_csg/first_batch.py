@@ -35,22 +35,19 @@ def check_kind(images: Any) -> None:
         )
 
 
-def check_batch(model: Any, images: Any, targets: Any, *, is_first: bool) -> None:
-    """Raise or warn where a training's batch shows a mistake; values are looked at in the first one only.
+def check_first_batch(model: Any, images: Any, targets: Any) -> None:
+    """Raise or warn where a batch shows a mistake; it looks at all values, which takes too long for every batch.
 
     Args:
         model: A timm classifier.
         images: What should be its input.
         targets: Class indices [batch], or rows [batch, classes].
-        is_first: Whether no batch came before, since looking at values takes too long for every batch.
 
     Raises:
         TypeError: If images are of another kind, see ``check_kind``, or class indices are not whole numbers.
         ValueError: If a class index is not a class of the model.
     """
     check_kind(images)
-    if not is_first:
-        return
     if isinstance(images, Tensor):
         warn_of_pixels(model, images)
     classes = int(getattr(model, "num_classes", 0))
