@@ -160,7 +160,7 @@ def test_indices_without_distributed_are_refused(tiny_model, images, targets):
 def in_process(rank, folder):
     """One of two processes; images are numbers, so that rows can be told apart."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    model, images, targets = Numbers(), torch.arange(5.0)[:, None], torch.tensor([0, 1, 0, 1, 1])
+    model, images, targets = Numbers(), torch.arange(5.0)[:, None, None, None], torch.tensor([0, 1, 0, 1, 1])
     share = measuring.ShardSampler(5)
     batches = [(images[index], targets[index]) for index in torch.tensor(list(share)).split(2)]
     gathered = {"in turn": measuring.collect(model, batches, distributed=True)}
@@ -202,7 +202,7 @@ class Numbers(nn.Module):
         self.anything = nn.Parameter(torch.zeros(1))
 
     def forward_features(self, images):
-        return images[:, :, None, None]
+        return images
 
     def forward_head(self, features):
         return features.flatten(1)
