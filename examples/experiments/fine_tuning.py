@@ -12,6 +12,7 @@ import json
 import time
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from frozen_animals import Animals, choose, frozen_features, load_network, without_frozen_layers
@@ -43,6 +44,27 @@ def differentiate(model: nn.Module, animals: Animals, args: argparse.Namespace) 
     return loop
 
 
+def parameter_groups(
+    model: nn.Module, args: argparse.Namespace, rate: float, *, with_mechanism: bool
+) -> list[dict[str, Any]]:
+    """Groups of the stage (timm's, one for each layer, with --layer-decay), the classifier and the mechanism."""
+    head_rate = args.head_rate or 4 * rate
+    known = args.method in RECIPES and args.method != "assigned"
+    gate_rate = RECIPES[args.method].gate_lr / 10 if known else 4 * rate
+    if args.layer_decay:
+        return timm_csg.param_groups(
+            model, lr=rate, head_lr=head_rate, gate_lr=gate_rate, weight_decay=0.05, layer_decay=args.layer_decay
+        )
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    head = [parameter for name, parameter in named if name.startswith("classifier")]
+    mechanism = [parameter for name, parameter in named if "mechanism" in name]
+    stage = [parameter for name, parameter in named if not name.startswith("classifier") and "mechanism" not in name]
+    groups = [{"params": stage, "lr": rate}, {"params": head, "lr": head_rate}]
+    if with_mechanism:
+        groups.append({"params": mechanism, "lr": gate_rate, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
 def train(model: nn.Module, animals: Animals, args: argparse.Namespace, rate: float) -> Loss | None:
     """Train in place: AdamW, one cycle, float32. Returns the rival's loss, or None with a mechanism."""
     rival, loop = None, None
@@ -52,17 +74,11 @@ def train(model: nn.Module, animals: Animals, args: argparse.Namespace, rate: fl
             return rival
     else:
         loop = differentiate(model, animals, args)
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    head = [parameter for name, parameter in named if name.startswith("classifier")]
-    mechanism = [parameter for name, parameter in named if "mechanism" in name]
-    stage = [parameter for name, parameter in named if not name.startswith("classifier") and "mechanism" not in name]
-    groups = [{"params": stage, "lr": rate}, {"params": head, "lr": args.head_rate or 4 * rate}]
-    if loop:
-        gate_rate = 4 * rate if args.method in ("assigned", "random") else RECIPES[args.method].gate_lr / 10
-        groups.append({"params": mechanism, "lr": gate_rate, "weight_decay": 0.0})
-    groups = [group for group in groups if group["params"]]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
-    steps, rates = args.epochs * max(1, len(animals.targets) // args.batch_size), [group["lr"] for group in groups]
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, args, rate, with_mechanism=loop is not None), weight_decay=0.05
+    )
+    steps = args.epochs * max(1, len(animals.targets) // args.batch_size)
+    rates = [group["lr"] for group in optimizer.param_groups]
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps, pct_start=0.15, cycle_momentum=False)
     if loop:
         loop.attach(optimizer, model)
@@ -104,6 +120,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--rate", type=float, nargs="+", default=[1e-3], help="learning rates of the stage, one run each"
     )
     parser.add_argument("--head-rate", type=float, help="that of the classifier; default: 4 times the other")
+    parser.add_argument("--layer-decay", type=float, help="the rate of each layer, as a share of the next one's")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one run each")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=32)
