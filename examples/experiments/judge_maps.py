@@ -34,6 +34,7 @@ from cifar_resnet20 import Batches, load_cifar  # importing it registers resnet2
 import timm_csg
 from timm_csg import judging, measuring
 
+SIDES = {"grid_2x2": 2, "grid_3x3": 3}
 RATES = {"standard": (1e-3, 2e-3), "assigned": (1e-3, None)}  # of the stage and the head, as in docs/results.md
 
 
@@ -71,6 +72,20 @@ def animals(args: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor, Tensor
     return trained.eval(), images, made["test_y"][rows], boxes
 
 
+@torch.no_grad()
+def grids_once(args: argparse.Namespace, model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, dict]:
+    """Options of the judges with grids: the same grids for all maps, of pictures that the network looked at once."""
+    wanted = {name: side for name, side in SIDES.items() if name in (args.judges or SIDES)}
+    if not wanted:
+        return {}
+    chances = torch.cat([model(batch).softmax(dim=1).cpu() for batch in images.split(32)])
+    made = {
+        name: judging.make_grids(chances, targets, side=side, grids=args.grids, seed=args.seed)
+        for name, side in wanted.items()
+    }
+    return {name: {"grids": judging.Grids(*(part[:: args.every] for part in one))} for name, one in made.items()}
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--set", choices=["cifar10", "animals"], required=True)
@@ -83,6 +98,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--judges", nargs="+", choices=judging.JUDGES)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--grids", type=int, default=250, help="at most; every picture is used once")
+    parser.add_argument("--every", type=int, default=1, help="only every so-manieth of these grids, for slow maps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="file of JSON lines, added to")
     return parser.parse_args(arguments)
@@ -93,7 +109,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     model, images, targets, objects = {"cifar10": cifar10, "animals": animals}[args.set](args)
     model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
     images = images.contiguous(memory_format=torch.channels_last)
-    options = {name: {"grids": args.grids} for name in ("grid_2x2", "grid_3x3")}
+    options = grids_once(args, model, images, targets)
     for name, maker in makers_for(model, args.maps).items():
         judges = judging.judge(
             maker, model, images, targets, judges=args.judges, objects=objects, options=options, seed=args.seed

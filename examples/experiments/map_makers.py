@@ -66,12 +66,15 @@ MAKERS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     "Grad-CAM": explain.grad_cam,
     "coarse map": explain.coarse_map,
     "gradient": partial(strongest_colour, explain.gradient),
+    "deconvnet": partial(strongest_colour, explain.deconvnet),
     "guided backprop": partial(strongest_colour, explain.guided_backprop),
     "Guided Grad-CAM": partial(strongest_colour, explain.guided_grad_cam),
     "guided evidence map": partial(strongest_colour, explain.guided_evidence_map),
     "captum Grad-CAM": captum_layer,
     "captum InputXGradient": partial(captum_pixels, "InputXGradient", {}),
-    "captum IntegratedGradients": partial(captum_pixels, "IntegratedGradients", {"n_steps": 8}),
+    "captum IntegratedGradients": partial(
+        captum_pixels, "IntegratedGradients", {"n_steps": 8, "internal_batch_size": 32}
+    ),
     "torch-cam LayerCAM": partial(torch_cam, "LayerCAM"),
     "torch-cam GradCAMpp": partial(torch_cam, "GradCAMpp"),
     "grad-cam HiResCAM": partial(grad_cam_package, "HiResCAM"),

@@ -69,6 +69,30 @@ def test_too_few_classes_are_said_in_one_sentence(colours, pictures, own_colour)
         judging.grid_pointing_game(own_colour, colours, images[:8], targets[:8], side=3)
 
 
+@pytest.mark.parametrize("side", [2, 3])
+def test_grids_made_before_spare_the_model_the_choice(side, colours, pictures, own_colour):
+    images, targets = pictures
+    expected = judging.grid_pointing_game(own_colour, colours, images, targets, side=side, seed=2)
+    made = judging.make_grids(colours(images).softmax(dim=1), targets, side=side, seed=2)
+    seen = []
+    colours.register_forward_hook(lambda *_: seen.append(1))
+    found = judging.grid_pointing_game(own_colour, colours, images, targets, side=side, grids=made)
+    assert torch.equal(found.values, expected.values)
+    assert not seen
+    single = judging.Grids(made.rows[1:2], made.targets[1:2])
+    found = judging.grid_pointing_game(own_colour, colours, images, targets, side=side, grids=single)
+    assert torch.equal(found.values, expected.values[side**2 : 2 * side**2])
+
+
+def test_grids_of_another_shape_or_other_pictures_are_refused(colours, pictures, own_colour):
+    images, targets = pictures
+    made = judging.make_grids(colours(images).softmax(dim=1), targets, side=3)
+    with pytest.raises(ValueError, match=r"grids of 2 x 2 .* \[grids, 4\].*side=2"):
+        judging.grid_pointing_game(own_colour, colours, images, targets, grids=made)
+    with pytest.raises(ValueError, match="there are 2 pictures"):
+        judging.grid_pointing_game(own_colour, colours, images[:2], targets[:2], side=3, grids=made)
+
+
 def test_shrunken_grids_have_the_size_of_a_picture(colours, pictures, own_colour):
     found = judging.grid_pointing_game(own_colour, colours, *pictures, side=3, shrink=True)
     assert found.score > 0.5

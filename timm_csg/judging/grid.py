@@ -35,7 +35,7 @@ def grid_pointing_game(
     targets: Tensor,
     *,
     side: int = 2,
-    grids: int = 250,
+    grids: int | Grids = 250,
     confidence: float = 0.5,
     smooth: int = 1,
     shrink: bool = False,
@@ -58,7 +58,8 @@ def grid_pointing_game(
         images: Pictures to build grids of [pictures, channels, height, width], normalised as in training.
         targets: Their classes [pictures].
         side: Pictures along one side of the grid: 2 or 3 in the papers.
-        grids: How many, at most: each picture is used once.
+        grids: How many, at most: each picture is used once. Or those of ``make_grids``, so that the model need not look
+            at all pictures again for every kind of map; ``confidence`` is not asked then.
         confidence: Least probability of the true class for a picture to be used; the code of the paper asks the same
             of a sigmoid.
         smooth: Maps are averaged over squares of so many pixels first (odd). The paper's code does it with 15, for maps
@@ -87,7 +88,10 @@ def grid_pointing_game(
     if smooth % 2 == 0:
         raise ValueError(f"smooth must be an odd number of pixels, so that maps stay in place, but is {smooth}.")
     with as_found(model, seed):
-        chosen = _choose(model, images, targets, side, grids, confidence, batch_size, seed)
+        if isinstance(grids, Grids):
+            chosen = _checked(grids, side, len(images))
+        else:
+            chosen = _choose(model, images, targets, side, grids, confidence, batch_size, seed)
         values = []
         at_once = max(1, batch_size // side**4)
         for rows, labels in zip(chosen.rows.split(at_once), chosen.targets.split(at_once), strict=True):
@@ -169,6 +173,21 @@ def _choose(
     if int(targets.max()) >= chances.shape[1]:
         raise ValueError(f"the model has {chances.shape[1]} classes, but there is a target {int(targets.max())}.")
     return make_grids(chances, targets.cpu(), side=side, grids=grids, confidence=confidence, seed=seed)
+
+
+def _checked(grids: Grids, side: int, pictures: int) -> Grids:
+    rows, targets = grids
+    if rows.ndim != 2 or rows.shape[1] != side**2 or rows.shape != targets.shape or not len(rows):
+        raise ValueError(
+            f"grids of {side} x {side} have rows and targets [grids, {side**2}], but these have {list(rows.shape)} and "
+            f"{list(targets.shape)}; make them with make_grids(..., side={side})."
+        )
+    if int(rows.min()) < 0 or int(rows.max()) >= pictures:
+        raise ValueError(
+            f"the grids use picture {int(rows.max())} counted from 0, but there are {pictures} pictures; pass the "
+            "pictures that the grids were made of."
+        )
+    return grids
 
 
 def _tile(pictures: Tensor, side: int) -> Tensor:
