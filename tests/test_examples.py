@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import timm_csg
-from timm_csg import checkpoint
+from timm_csg import checkpoint, judging
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -335,6 +335,22 @@ def test_maps_are_judged_and_tabled(run_example, cifar, tmp_path):
     text = run_example("judge_maps_table", output)
     assert text.count("| assigned, ") == 3
     assert "deletion" in text
+
+
+def test_maps_are_judged_on_grids_chosen_once(monkeypatch):
+    for package in ("captum", "pytorch_grad_cam", "torchcam"):
+        pytest.importorskip(package, reason="pip install -e '.[compare]'")
+    monkeypatch.syspath_prepend(str(EXAMPLES / "experiments"))
+    judge_maps = importlib.import_module("judge_maps")
+    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())  # ten colours, ten classes
+    images, targets = 9 * torch.eye(10).repeat(8, 1)[:, :, None, None], torch.arange(10).repeat(8)
+    options = ["--set", "cifar10", "--data", "", "--weights", "", "--output", "", "--grids", "5", "--seed", "1"]
+    made = judge_maps.grids_once(judge_maps.parse([*options, "--every", "2"]), model, images, targets)
+    for name, side in (("grid_2x2", 2), ("grid_3x3", 3)):
+        expected = judging.make_grids(model(images).softmax(dim=1), targets, side=side, grids=5, seed=1)
+        assert torch.equal(made[name]["grids"].rows, expected.rows[[0, 2, 4]])
+        assert torch.equal(made[name]["grids"].targets, expected.targets[[0, 2, 4]])
+    assert not judge_maps.grids_once(judge_maps.parse([*options, "--judges", "deletion"]), model, images, targets)
 
 
 def test_frozen_layers_look_at_a_picture_once(monkeypatch):

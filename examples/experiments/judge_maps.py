@@ -98,7 +98,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--judges", nargs="+", choices=judging.JUDGES)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--grids", type=int, default=250, help="at most; every picture is used once")
-    parser.add_argument("--every", type=int, default=1, help="only every so-manieth of these grids, for slow maps")
+    parser.add_argument("--every", type=int, default=1, help="use only one in so many of these grids, for slow maps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="file of JSON lines, added to")
     return parser.parse_args(arguments)
