@@ -41,7 +41,7 @@ class Facts(NamedTuple):
     """What the card cannot read from the model.
 
     Attributes:
-        name: Title, such as the repository's name.
+        name: Title, such as the repository's name; empty: the architecture's.
         source: Where to load it from, in timm's words: ``"hf-hub:user/name"`` or ``"local-dir:folder"``.
         metrics: What was measured; ``"data"``, ``"seed"`` and ``"recipe"`` are named beside the numbers.
         base_model: Where the weights came from before training; in the metadata only if it is a Hub id.
@@ -96,6 +96,7 @@ def model_card(model: nn.Module, facts: Facts, previous: str | None = None) -> s
     Raises:
         ValueError: If the metadata of ``previous`` is not a YAML dictionary.
     """
+    facts = facts._replace(name=facts.name or _architecture(model))
     block = f"{BEGIN}\n{_block(model, facts)}\n{END}"
     if previous is None:
         card = ModelCard(f"---\n{ModelCardData(library_name='timm')}\n---\n# {facts.name}\n\n{block}\n")
@@ -160,7 +161,7 @@ def _block(model: Any, facts: Facts) -> str:
         model=model,
         mechanism=mechanism,
         method=METHODS.get(mechanism.name, Method(f"the mechanism `{mechanism.name}`")),
-        architecture=model.pretrained_cfg.get("architecture", model._plain_class.__name__),
+        architecture=_architecture(model),
         is_of_timm=model._plain_class.__module__.startswith("timm."),
         names=[_plain(name) for name in facts.class_names or class_names(model) or []],
         layer=facts.layer or str(find_stage(model)),
@@ -174,6 +175,11 @@ def _block(model: Any, facts: Facts) -> str:
         versions=(__version__, timm.__version__, torch.__version__),
     )
     return block
+
+
+def _architecture(model: Any) -> str:
+    """The model's name in timm, or that of its class."""
+    return str(model.pretrained_cfg.get("architecture", model._plain_class.__name__))
 
 
 @functools.cache

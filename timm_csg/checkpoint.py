@@ -273,7 +273,7 @@ def _readme(model: DifferentiatedModel, directory: Path, facts: card.Facts) -> s
     """The model card with our block brought up to date; None if the README belongs to its author."""
     path, name = directory / README, directory.resolve().name
     figures = sorted(f"{ASSETS}/{file.name}" for file in (directory / ASSETS).glob("*.png"))
-    facts = facts._replace(name=name, source=f"local-dir:{name}", figures=figures)
+    facts = facts._replace(source=f"local-dir:{name}", figures=figures)
     try:
         previous = path.read_bytes().decode() if path.is_file() else None
         return card.model_card(model, facts, previous) if previous is None or card.has_block(previous) else None

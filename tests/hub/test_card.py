@@ -88,6 +88,14 @@ def test_same_input_gives_the_same_text(model):
     assert card.model_card(model, facts(metrics=METRICS), first) == first
 
 
+def test_saved_card_is_headed_by_the_architecture_and_not_by_the_folder(model, tmp_path):
+    timm_csg.save_pretrained(model, tmp_path / "model", metrics=METRICS)
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("# ")] == ["# test_resnet"]
+    assert front_matter(text)["model-index"][0]["name"] == "test_resnet"
+    assert 'create_model("local-dir:model"' in text
+
+
 def test_code_of_a_saved_card_runs(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {}
@@ -152,7 +160,7 @@ def test_readme_without_a_block_gets_one_at_its_end(regular_hub, model, before):
 
 def test_saving_replaces_only_our_block(saved, other):
     readme = saved / "README.md"
-    readme.write_text(readme.read_text().replace("# saved", "# My title") + "my end\n")
+    readme.write_text(readme.read_text().replace("# test_resnet", "# My title") + "my end\n")
     timm_csg.save_pretrained(other, saved, metrics=METRICS)
     text = readme.read_text()
     assert "# My title" in text
