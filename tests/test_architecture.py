@@ -15,7 +15,7 @@ NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("._
 # Modules and packages from the plainest to the most composed: a file may import only what stands in an earlier tier, or
 # its own package.
 TIERS = (
-    ("checks", "peaks"),
+    ("checks", "peaks", "hooks"),
     ("running",),
     (
         "version",

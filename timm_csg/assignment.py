@@ -15,7 +15,7 @@ from timm_csg.mechanisms.assigned import AssignedFilters
 from timm_csg.mechanisms.blind import SHARED_FILTERS
 from timm_csg.model import DifferentiatedModel
 from timm_csg.responses import ResponseSums, correlation
-from timm_csg.running import checked_batches, evaluating
+from timm_csg.running import checked_batches, measured
 from timm_csg.stage import seen_features
 
 _logger = logging.getLogger(__name__)
@@ -231,7 +231,7 @@ def features_of(
     Code in the loop's body runs under the same autocast, but with gradients, unless the caller switches them off.
     """
     device = next(model.parameters()).device
-    with evaluating(model):
+    with measured(model):
         for images, targets in checked_batches(model, loader, progress, soft=True):
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
                 yield seen_features(model, images), targets

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from timm_csg import card, manifest
 from timm_csg.building import check_buildable
 from timm_csg.head import find_classifier
+from timm_csg.hooks import check_saved
 from timm_csg.labels import data_config, label_entries
 from timm_csg.manifest import ASSETS, CONFIG, FORMAT, MECHANISM, METRICS, README, WEIGHTS
 from timm_csg.mechanisms.base import Mechanism
@@ -125,11 +126,9 @@ def save_pretrained(
     with plain(model):
         weights, config, made = _plain_parts(model, labels, preprocessing)
     mechanism_state = _mechanism_state(model, weights)
-    is_sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
-    if is_sharded and torch.distributed.get_rank() != 0:
+    if any(hasattr(value, "full_tensor") for value in model.parameters()) and torch.distributed.get_rank() != 0:
         return directory
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / MECHANISM).parent.mkdir(exist_ok=True)
+    (directory / MECHANISM).parent.mkdir(parents=True, exist_ok=True)
     size = config["pretrained_cfg"]["input_size"]
     facts = card.Facts("", "", metrics, base_model, (), labels.get("label_names", ()), size, _layer(made))
     readme = _readme(model, directory, facts)
@@ -208,6 +207,7 @@ def _plain_parts(
     model: nn.Module, labels: dict[str, Any], preprocessing: Mapping[str, Any] | None
 ) -> tuple[dict[str, Tensor], dict[str, Any], nn.Module]:
     """Weights and config of a plain model, and the model without memory that the config makes, which they fit."""
+    check_saved(model, find_classifier(model))
     weights = merged_state(model)
     check_finite({name: weights[name] for name, _ in model.named_parameters() if name in weights})
     with tempfile.TemporaryDirectory(prefix="timm_csg-") as folder:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from timm_csg.hooks import check_hooks
 from timm_csg.running import warn_of_pixels
 
 _NO_TENSORS = ("builtins", "numpy", "pathlib", "PIL")
@@ -45,11 +46,13 @@ def check_first_batch(model: Any, images: Any, targets: Any) -> None:
 
     Raises:
         TypeError: If images are of another kind, see ``check_kind``, or class indices are not whole numbers.
-        ValueError: If a class index is not a class of the model.
+        ValueError: If a class index is not a class of the model, or a hook changes what the model returns, see
+            ``hooks.check_hooks``.
     """
     check_kind(images)
     if isinstance(images, Tensor):
         warn_of_pixels(model, images)
+        check_hooks(model)
     classes = int(getattr(model, "num_classes", 0))
     if not isinstance(targets, Tensor) or targets.ndim != 1 or classes < 2 or targets.is_meta or len(targets) == 0:
         return

@@ -11,8 +11,8 @@ from timm.layers import Linear as CastingLinear
 from torch import Tensor, nn
 
 from timm_csg.checks import whole
+from timm_csg.hooks import changes_layer, in_eval_mode
 from timm_csg.mechanisms.base import HeadKind
-from timm_csg.running import in_eval_mode
 from timm_csg.stage import is_channels_last
 
 _LOUD = 1024.0  # a response whose part of the logits is large beside the bias: half precision keeps its digits
@@ -22,10 +22,11 @@ _REFUSALS = (RuntimeError, ValueError, IndexError)  # of a head for tokens that 
 
 
 class HeadTraits(NamedTuple):
-    """What ``probe_head`` found; both are those of ``mechanisms.Head``."""
+    """What ``probe_head`` found: kind and pooling as in ``mechanisms.Head``, and the modules that the head calls."""
 
     kind: HeadKind
     pools_by_mean: bool = False
+    modules: tuple[nn.Module, ...] = ()
 
 
 def probe_head(model: Any, num_filters: int) -> HeadKind:
@@ -142,13 +143,13 @@ def _traits(model: Any, features: Tensor, row_of_map: Tensor, row: Tensor) -> He
         fits = same(logits, F.linear(pooled, *effective_weight(classifier)))
         gated = model.forward_head(features * row_of_map, pre_logits=True).flatten(1)
         if fits and not between and same(gated, pooled * row):
-            return HeadTraits("linear", same(pooled, mean.flatten(1)))
+            return HeadTraits("linear", same(pooled, mean.flatten(1)), tuple(called))
         # Norms behind what pre_logits gives (LeViT's batch norm) are no part of ``pooled``.
         if fits and between and all(isinstance(module, _NORMS) and module in before for module in between):
-            return HeadTraits("normed")
+            return HeadTraits("normed", modules=tuple(called))
     if features.ndim == 4 and same(model.forward_head(mean, pre_logits=True).flatten(1), pooled):
-        return HeadTraits("pooled")
-    return HeadTraits("map")
+        return HeadTraits("pooled", modules=tuple(called))
+    return HeadTraits("map", modules=tuple(called))
 
 
 def find_classifier(model: Any) -> Any:
@@ -161,7 +162,7 @@ def effective_weight(classifier: Any) -> tuple[Tensor, Tensor | None]:
     """What a linear classifier really multiplies with: weight [classes, filters] and bias [classes] or None.
 
     A plain layer's own tensors. Where a layer does more than its ``weight`` says (LoRA, pruning, weight norm,
-    quantisation, sharding), what it makes of zeros and of every filter alone; gradients reach its parameters.
+    quantisation, sharding, forward hooks), what it makes of zeros and of every filter alone, with gradients.
     """
     if is_plain_layer(classifier):
         return classifier.weight.flatten(1), classifier.bias
@@ -183,7 +184,11 @@ def is_plain_layer(classifier: Any) -> bool:
     weight = getattr(classifier, "_parameters", {}).get("weight")
     is_shard = hasattr(weight, "full_tensor") and not classifier._forward_pre_hooks
     wraps = hasattr(weight, "__tensor_flatten__") and not is_shard  # a quantised tensor, or one that hooks gather
-    return type(classifier).forward in _PLAIN_FORWARDS and isinstance(weight, Tensor) and not wraps
+    return (
+        type(classifier).forward in _PLAIN_FORWARDS
+        and isinstance(weight, Tensor)
+        and not (wraps or changes_layer(classifier))
+    )
 
 
 def _inputs_of_linear(classifier: Any) -> int | None:

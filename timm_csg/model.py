@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from timm_csg.checks import whole
 from timm_csg.first_batch import check_kind
 from timm_csg.head import HeadTraits, check_shape, effective_weight, find_classifier, is_plain_layer, probe_traits
+from timm_csg.hooks import Hooks, hooks_on
 from timm_csg.mechanisms.base import Head, HeadKind, Mechanism, MechanismConfig
 from timm_csg.mechanisms.targets import check_targets
 from timm_csg.stage import is_channels_last
@@ -51,7 +52,7 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
     mechanism: Mechanism
     _plain_class: ClassVar[type[nn.Module]]
     _features_name: ClassVar[str]
-    _probed: tuple[Any, HeadTraits] | None = None
+    _probed: tuple[Any, HeadTraits, Hooks] | None = None
     holds_frozen: bool = False
     """Whether ``train()`` leaves frozen batch norms in eval mode, see ``timm_csg.freeze``."""
 
@@ -78,8 +79,7 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         check_kind(x)
         check_targets(x, targets, paths)
         if targets is None and paths is None:
-            plain_logits: Tensor = super().forward(x, **kwargs)
-            return plain_logits
+            return super().forward(x, **kwargs)  # type: ignore[no-any-return]
         if paths is not None and (isinstance(paths, str) or not paths or any(path not in _PATHS for path in paths)):
             raise ValueError(f"paths must name one or both of {_PATHS}, but are {paths!r}.")
         if paths is not None and "gated" not in paths:
@@ -146,16 +146,16 @@ class DifferentiatedModel(nn.Module if TYPE_CHECKING else object):  # type: igno
         )
 
     def _probe(self) -> HeadTraits:
-        """Probe the head once for every classifier layer, on a small random map."""
-        classifier = find_classifier(self)
-        if self._probed is None or self._probed[0] != classifier:  # a tuple where there are two heads
+        """Probe the head once for every classifier layer and every set of hooks on the head, on a small random map."""
+        classifier, known = find_classifier(self), self._probed
+        if known is None or known[0] != classifier or known[2] != hooks_on(known[1].modules):  # two heads are a tuple
             num_filters = self.mechanism.num_filters
             with plain(self):
                 traits = probe_traits(self, num_filters)
-            if next(self.parameters()).device.type == "meta":
+            if next(self.parameters()).is_meta:
                 return traits  # cannot be probed yet; "map" is right for every head, only slower
-            self._probed = (classifier, traits)
-        return self._probed[1]
+            self._probed = known = (classifier, traits, hooks_on(traits.modules))
+        return known[1]
 
     @property
     def head_kind(self) -> HeadKind:

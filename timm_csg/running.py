@@ -12,6 +12,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from timm_csg.checks import check_class_indices
+from timm_csg.hooks import check_hooks, in_eval_mode
 
 _logger = logging.getLogger(__name__)
 _FAR_OUT = 4  # times the largest value that a normalised image can have
@@ -38,18 +39,6 @@ def check_whole(model: nn.Module) -> None:
 
 
 @contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, and every module back in its own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """``in_eval_mode`` for models that are whole, as ``check_whole`` asks."""
     check_whole(model)
@@ -63,6 +52,7 @@ def measured(model: nn.Module) -> Iterator[None]:
 
     Raises:
         TypeError: If the model has no ``forward_features``; with what to pass instead.
+        ValueError: If a hook on the model changes what it returns, see ``hooks.check_hooks``.
     """
     check_whole(model)
     if not hasattr(model, "forward_features"):
@@ -70,6 +60,7 @@ def measured(model: nn.Module) -> Iterator[None]:
         remedy = "the model inside, .module" if hasattr(inner, "forward_features") else "timm.create_model(...)"
         raise TypeError(f"{type(model).__name__} has no forward_features(), as timm's classifiers have; pass {remedy}.")
     with in_eval_mode(model):
+        check_hooks(model)
         yield
 
 

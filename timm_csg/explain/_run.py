@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from timm_csg.checks import check_choice
 from timm_csg.explain.inputs import Images, as_batch, class_by_name
+from timm_csg.hooks import check_hooks
 from timm_csg.mechanisms.base import Mechanism
 from timm_csg.model import is_differentiated
 from timm_csg.running import as_input, check_whole
@@ -67,6 +68,7 @@ def borrowed(model: nn.Module) -> Iterator[Any]:
         for module in caches:
             module.attention_bias_cache = {}
         with torch.inference_mode(False), torch.enable_grad():
+            check_hooks(inner)
             yield inner
     finally:
         for module, cache in caches.items():

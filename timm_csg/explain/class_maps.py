@@ -22,6 +22,7 @@ from timm_csg.explain._run import (
 from timm_csg.explain.gradients import backward_with_features
 from timm_csg.explain.inputs import Images
 from timm_csg.head import effective_weight, find_classifier, probe_head
+from timm_csg.hooks import hint
 from timm_csg.metrics.display import in_one_line
 from timm_csg.metrics.gate import owned_filters
 from timm_csg.model import is_differentiated
@@ -75,7 +76,7 @@ def cam(model: nn.Module, images: Images, targets: Targets = None, *, upsample: 
             raise ValueError(
                 f"CAM needs a head that is pooling → linear, but {type(inner).__name__} has more between its maps and "
                 "its logits; use explain.grad_cam, which equals CAM (divided by the number of positions, with "
-                "negative values set to 0) where CAM exists."
+                f"negative values set to 0) where CAM exists.{hint(inner)}"
             )
         _gradient_maps(inner, run, images)  # refuses heads that read only a class token
         weight = effective_weight(find_classifier(inner))[0][run.targets]

@@ -48,7 +48,7 @@ class Head(NamedTuple):
         """
         if self.weight is None or not self.is_plain:
             why = (
-                "it is more than its weight (LoRA, pruning, weight norm, its own fully_shard)"
+                "it is more than its weight (LoRA, pruning, weight norm, forward hooks, its own fully_shard)"
                 if self.weight is not None
                 else "has none"
             )
