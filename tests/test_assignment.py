@@ -9,9 +9,9 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import run_in_processes
 from reference import assigned as reference
 from sklearn.feature_selection import r_regression
 from torch import nn
@@ -454,7 +454,7 @@ def assign_in_process(rank, count, folder):
 
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch without torch.distributed")
 def test_several_processes_find_what_one_finds(tmp_path):
-    mp.spawn(assign_in_process, (2, str(tmp_path)), nprocs=2)
+    run_in_processes(assign_in_process, 2, str(tmp_path), count=2)
     torch.manual_seed(0)
     model = timm_csg.differentiate(timm.create_model("test_resnet", num_classes=5))
     expected = assign_filters(model, batches(*coloured()))

@@ -4,8 +4,8 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from processes import run_in_processes
 from torch.nn.parallel import DistributedDataParallel
 
 import timm_csg
@@ -36,7 +36,7 @@ def train_in_process(rank, count, folder):
 
 
 def test_processes_share_assignment_weights_and_mask(tmp_path):
-    mp.spawn(train_in_process, (2, str(tmp_path)), nprocs=2)
+    run_in_processes(train_in_process, 2, str(tmp_path), count=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     local = ("running_mean", "running_var", "mechanism.mean", "mechanism.variance")  # each process's own last batch
     for key, value in first.items():

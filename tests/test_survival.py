@@ -76,18 +76,20 @@ def test_pickled_model_computes_the_same(differentiated, images, targets, protoc
     assert_same(outputs(twin, images, targets), outputs(differentiated, images, targets))
 
 
-@MECHANISMS
-def test_whole_model_saved_by_torch_loads_in_a_fresh_process(tmp_path, make_model, images, targets, gated, mechanism):
-    model = gated(timm_csg.differentiate(make_model(), mechanism=mechanism))
-    torch.save(model, tmp_path / "model.pt")
-    torch.save((images, targets, model(images, targets)), tmp_path / "data.pt")
+def test_whole_models_saved_by_torch_load_in_a_fresh_process(tmp_path, make_model, images, targets, gated):
+    models = [gated(timm_csg.differentiate(make_model(), mechanism=name)) for name in ("csg", "assigned", "picnn")]
+    for model in models:
+        torch.save(model, tmp_path / f"{model.mechanism.name}.pt")
+        torch.save((images, targets, model(images, targets)), tmp_path / f"{model.mechanism.name}_data.pt")
     code = (
-        "import torch; torch.set_num_threads(1)\n"
-        "model = torch.load('model.pt', weights_only=False)\n"
-        "images, targets, expected = torch.load('data.pt', weights_only=False)\n"
-        "raise SystemExit(0 if torch.equal(model(images, targets), expected) else 1)"
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "def same(name):\n"
+        "    model = torch.load(f'{name}.pt', weights_only=False)\n"
+        "    images, targets, expected = torch.load(f'{name}_data.pt', weights_only=False)\n"
+        "    return torch.equal(model(images, targets), expected)\n"
+        "raise SystemExit(' '.join(name for name in sys.argv[1:] if not same(name)))"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, "csg", "assigned", "picnn"], cwd=tmp_path, check=True, timeout=120)
 
 
 def test_state_dict_is_that_of_plain_timm_plus_the_gate(any_model, make_model):

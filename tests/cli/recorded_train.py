@@ -1,11 +1,7 @@
-"""``timm-csg train`` as a process of torchrun runs it, writing down every sample and the weights after every step.
+"""``timm-csg train`` as one of several processes, writing down every sample and the weights after every step."""
 
-Run: torchrun --nproc-per-node 2 tests/cli/recorded_train.py FOLDER train ...
-"""
-
+import contextlib
 import os
-import sys
-from pathlib import Path
 
 import torch
 
@@ -13,7 +9,6 @@ from timm_csg.cli import main
 from timm_csg.cli.data import Digits
 from timm_csg.cli.engine import Training
 
-rank = int(os.environ.get("RANK", 0))
 steps, samples, trained = [], [], {}
 plain_step, plain_item, plain_begin, plain_run = Training._step, Digits.__getitem__, Training._begin, Training.run
 
@@ -39,8 +34,12 @@ def run(self, *parts):
     trained[self.name] = before, self.model.state_dict()
 
 
-if __name__ == "__main__":
+def record(rank, count, port, folder, options):
+    """Train as torchrun would have it; what is recorded and said is left in ``folder``."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
     Training._step, Digits.__getitem__, Training._begin, Training.run = step, item, begin, run
-    status = main(sys.argv[2:])
-    torch.save({"steps": steps, "samples": samples, "trained": trained}, Path(sys.argv[1]) / f"rank{rank}.pt")
-    sys.exit(status)
+    with (folder / f"said{rank}.txt").open("w") as said, contextlib.redirect_stdout(said):
+        status = main(["train", "--output", str(folder / "run"), *options])
+    torch.save({"steps": steps, "samples": samples, "trained": trained}, folder / f"rank{rank}.pt")
+    raise SystemExit(status)

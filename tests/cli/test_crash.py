@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli.unmeasured import leave_out_measuring
 from PIL import Image
 
-from timm_csg.cli import display, main
+from timm_csg.cli import main
 from timm_csg.cli import state as state_module
-from timm_csg.cli import train as train_module
 from timm_csg.cli.engine import Training
 from timm_csg.cli.state import load_state
-from timm_csg.measuring import Measurement
 
 SMALL = ["--recipe", "paper", "--model", "test_resnet", "--img-size", "32", "--batch-size", "8", "--device", "cpu"]
 SMALL += ["--workers", "0", "--warmup-epochs", "0"]
@@ -43,20 +42,9 @@ def run(pictures):
     return functools.partial(train, pictures)
 
 
-def stop_measuring(patch):
-    """The measurement at the end takes longer than these trainings."""
-    patch.setattr(
-        train_module,
-        "measure_training",
-        lambda *_: Measurement({"accuracy": 0.5, "model": "", "data": ""}, {}, {}, None),
-    )
-    patch.setattr(train_module, "write_figures", lambda *_: None)
-    patch.setattr(display, "result_table", lambda results: "")
-
-
 @pytest.fixture(autouse=True)
-def no_measuring(monkeypatch):
-    stop_measuring(monkeypatch)
+def unmeasured(monkeypatch):
+    leave_out_measuring(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +52,7 @@ def whole(pictures, tmp_path_factory):
     """A run of two epochs that nothing disturbed."""
     output = tmp_path_factory.mktemp("whole") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        stop_measuring(patch)
+        leave_out_measuring(patch)
         assert train(pictures, output) == 0
     return output
 

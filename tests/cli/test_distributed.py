@@ -2,9 +2,11 @@
 
 import csv
 import itertools
+import multiprocessing
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,11 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli.recorded_train import record
+from processes import FORKS, run_in_processes
 from torch.utils.data import DataLoader
 
 from timm_csg.cli.build import data_config
 from timm_csg.cli.data import load_data
-from timm_csg.cli.distributed import GlobalBatches, Processes, epoch_order
+from timm_csg.cli.distributed import GlobalBatches, Processes, epoch_order, run_together
 from timm_csg.cli.settings import TrainSettings
 
 COUNTS = (1, 2, 4)
@@ -69,22 +73,22 @@ def test_one_process_needs_no_group():
     assert alone.wrap(model, find_unused_parameters=True) is model
 
 
-_FAILS_WHILE_LOADING = """
-import multiprocessing, time
-from timm_csg.cli.distributed import run_together
+def fail_while_loading(pipe):
+    def fail():
+        multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True).start()
+        return 3
 
-def fail():
-    multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True).start()
-    return 3
-
-run_together(fail)
-"""
+    run_together(fail)
 
 
 def test_failing_process_leaves_no_loading_process_behind():
-    process = subprocess.Popen([sys.executable, "-c", _FAILS_WHILE_LOADING], stdout=subprocess.PIPE)
-    process.communicate(timeout=120)  # ends when nobody holds the pipe any more
-    assert process.returncode == 3
+    ours, theirs = multiprocessing.Pipe()
+    process = FORKS.Process(target=fail_while_loading, args=(theirs,))
+    process.start()
+    theirs.close()
+    assert ours.poll(timeout=120)  # when nobody holds the other end any more
+    process.join()
+    assert process.exitcode == 3
 
 
 def torchrun(count, *command):
@@ -109,10 +113,11 @@ def runs(tmp_path_factory):
 
 def recorded(count, tmp_path_factory, options):
     folder = tmp_path_factory.mktemp(f"processes{count}")
-    recorder = str(Path(__file__).with_name("recorded_train.py"))
-    command = [recorder, str(folder), "train", "--output", str(folder / "run"), *options.split()]
-    out, err = torchrun(count, *command).communicate(timeout=600)
-    assert out.count("On the validation images") == 1, err
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free_port = server.getsockname()[1]
+    run_in_processes(record, count, free_port, folder, options.split(), count=count)
+    said = "".join((folder / f"said{rank}.txt").read_text() for rank in range(count))
+    assert said.count("On the validation images") == 1
     with (folder / "run" / "log.csv").open() as handle:
         log = list(csv.DictReader(handle))
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(count)], log

@@ -169,6 +169,7 @@ def test_a_plugin_can_bring_a_model_to_train(pets, tmp_path):
 def test_a_stopped_training_says_how_to_go_on(number, status, tmp_path):
     output = tmp_path / "run"
     command = ["train", "--output", str(output), "--recipe", "paper", "--epochs", "200", "--device", "cpu"]
+    command += ["--img-size", "16", "--batch-size", "128"]
     process = subprocess.Popen(
         [sys.executable, "-m", "timm_csg", *command],
         stdout=subprocess.PIPE,

@@ -9,6 +9,7 @@ import tarfile
 import pytest
 import timm
 import torch
+from cli.unmeasured import leave_out_measuring
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -37,6 +38,11 @@ def assert_same_weights(one, other):
         assert left.keys() == right.keys()
         for key, value in left.items():
             assert torch.equal(value, right[key]), key
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    leave_out_measuring(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +87,7 @@ def test_quiet_output_is_one_table(finished, capsys):
     assert err == ""
 
 
-def test_a_pipe_gets_the_run_folder_first_and_a_line_for_each_epoch(tmp_path, capsys):
+def test_a_pipe_gets_the_run_folder_first_and_a_line_for_each_epoch(tmp_path, unmeasured, capsys):
     assert run(tmp_path / "out", recipe="paper") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"run folder: {tmp_path / 'out'}"
@@ -114,7 +120,7 @@ def test_interrupted_run_resumes_to_the_same_weights(finished, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("options", [["--model-ema"], ["--amp"], ["--opt", "adamw", "--lr", "0.001"]])
-def test_resuming_is_exact_with(options, tmp_path, monkeypatch):
+def test_resuming_is_exact_with(options, tmp_path, unmeasured, monkeypatch):
     assert run(tmp_path / "whole", *options) == 0
     original = Training._save
 

@@ -7,8 +7,8 @@ import socket
 import pytest
 import timm
 import torch
-import torch.multiprocessing as mp
 from integrations.hosts import BATCHES, HOSTS, Loader, Training
+from processes import run_in_processes
 from timm.utils.model import unwrap_model
 
 import timm_csg
@@ -69,7 +69,7 @@ def test_two_processes_have_the_assignment_of_all_pictures(host, tmp_path, monke
         free_port = server.getsockname()[1]
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port))
-    mp.spawn(train_in_process, (host, tmp_path), nprocs=2)
+    run_in_processes(train_in_process, host, tmp_path, count=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert torch.equal(first["mechanism.owned"], second["mechanism.owned"])
     own = first["mechanism.owned"].bool()

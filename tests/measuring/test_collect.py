@@ -1,13 +1,11 @@
 """collect: ungated features, both logits, everything as found."""
 
 import contextlib
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import run_in_processes
 from torch import nn
 
 import timm_csg
@@ -179,12 +177,8 @@ def in_process(rank, folder):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_gather_each_sample_once_and_in_order(tmp_path):
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_collect;"
-    code += f"test_collect.in_process(int(sys.argv[1]), {str(tmp_path)!r})"
-    workers = [subprocess.Popen([sys.executable, "-c", code, str(rank)]) for rank in range(2)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    run_in_processes(in_process, str(tmp_path), count=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     order = {name: features[:, 0].tolist() for name, (features, _) in first.items()}
     assert order.pop("in turn") == [0, 2, 4, 1, 3]

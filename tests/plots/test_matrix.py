@@ -1,24 +1,24 @@
 """Figures: drawn without pyplot, in the order of owners, with names that fit."""
 
 import io
-import subprocess
 import sys
 
 import pytest
 import torch
 from PIL import Image
+from processes import run_in_processes
 
 from timm_csg.plots import class_filter_figure, map_figure
 from timm_csg.plots.matrix import filter_order
 
 
+def draw(rank):
+    class_filter_figure(torch.rand(3, 8), ["a", "b", "c"], title="t").savefig("/dev/null")
+    assert "matplotlib.pyplot" not in sys.modules
+
+
 def test_figure_is_written_and_pyplot_is_left_alone():
-    code = (
-        "import sys, torch; from timm_csg.plots import class_filter_figure, map_figure;"
-        "class_filter_figure(torch.rand(3, 8), ['a', 'b', 'c'], title='t').savefig(sys.argv[1]);"
-        "assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code, "/dev/null"], check=True)
+    run_in_processes(draw)
 
 
 def test_rows_are_classes_and_columns_follow_the_order():
