@@ -15,8 +15,12 @@ import time
 import pytest
 import timm
 import torch
+from timm.optim import create_optimizer_v2
 
 import timm_csg
+from timm_csg.cli.distributed import Processes
+from timm_csg.cli.engine import Training
+from timm_csg.cli.settings import TrainSettings
 from timm_csg.recipes import RECIPES
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -104,6 +108,30 @@ def test_training_step(benchmark, plain, batch, name, mechanism, schedule):
     candidate = training_step(model, schedule, images=batch[0], targets=batch[1])
     baseline = training_step(plain, images=batch[0], targets=batch[1])
     report(benchmark, f"training step, {name}", paired_ratio(candidate, baseline, rounds=20), candidate)
+
+
+@pytest.mark.parametrize("recipe", ["standard", "assigned"])
+def test_steps_of_timm_csg_train_at_most_1_02_and_1_05(benchmark, tmp_path, batch, recipe):
+    options = {"model": MODEL, "data": "folder:.", "img_size": SIZE, "batch_size": BATCH, "device": DEVICE}
+    settings = TrainSettings(**options, opt="sgd", lr=1e-4).resolved()
+    batches = [batch] * 2
+    processes = Processes(device=torch.device(DEVICE))
+    training = Training(recipe, RECIPES.get(recipe), settings, 10, len(batches), tmp_path / "state.pt", processes)
+    training.assign(batches)
+    training.set_epoch(0)
+    plain = timm.create_model(MODEL, num_classes=10).to(DEVICE).train()
+    optimizer = create_optimizer_v2(plain, opt="sgd", lr=1e-4, weight_decay=settings.weight_decay)
+
+    def candidate():
+        training._train_epoch(batches, lambda path: None)
+
+    def baseline():
+        for images, targets in batches:
+            torch.nn.functional.cross_entropy(plain(images), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    report(benchmark, f"steps of timm-csg train, {recipe}", paired_ratio(candidate, baseline, rounds=20), candidate)
 
 
 def test_assign_filters_at_most_1_05_of_an_evaluation_pass(benchmark, plain, batch):
