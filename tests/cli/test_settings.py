@@ -266,3 +266,13 @@ def test_all_paths_of_the_settings_hold_everywhere(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     found = TrainSettings(data="torch/cifar10", data_dir="~/sets", model="local-dir:saved/model").resolved()
     assert (found.data_dir, found.model) == (f"{tmp_path}/home/sets", f"local-dir:{tmp_path}/saved/model")
+
+
+def test_layer_decay_where_all_pretrained_layers_are_trained():
+    def decay(**options):
+        return TrainSettings(data="folder:photos", **options).resolved().layer_decay
+
+    assert decay(pretrained=True, freeze="none") == 0.8
+    assert decay(pretrained=True, freeze="none", layer_decay=1.0) == 1.0
+    assert decay(pretrained=True) is None
+    assert decay(freeze="none") is None
