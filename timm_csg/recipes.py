@@ -81,7 +81,7 @@ RECIPES = {
     ),
     "icnn": Recipe(
         summary="part filters: mask at every forward, part loss in every step; fine-tune a pretrained model",
-        mechanism=ICNNConfig(strength=20.0, part_weight=1e-3),
+        mechanism=ICNNConfig(strength=20.0, part_weight=5e-4),
         schedule=Joint(),
         gate_lr=1e-2,
     ),
