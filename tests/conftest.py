@@ -33,7 +33,7 @@ def perturb(model, seed=0):
     return model
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model():
     """Factory of plain tiny models in eval mode: the same weights at every call."""
 
@@ -69,7 +69,7 @@ def targets():
     return torch.tensor([0, 3, 4])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def random_gate():
     """Factory of feasible gates [classes, filters]: entries in [0, 1], every filter's largest is 1."""
 
@@ -80,7 +80,7 @@ def random_gate():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def random_assignment():
     """Factory of assignments [classes, filters]: every class owns a filter, some filters serve none or two classes."""
 
@@ -93,7 +93,7 @@ def random_assignment():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def gated(random_gate, random_assignment):
     """Give a differentiated model a random gate, or random assigned filters; returns the model."""
 

@@ -252,6 +252,7 @@ def test_animal_parts_measures_and_draws(run_example, annotated):
     assert (tmp_path / "parts.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_released_code_trains_with_two_rates_and_localises(run_example, annotated):
     common = ["--data", annotated, "--weights", "mobilenetv2_035", "--cache", annotated / "squares.pt"]
     common += ["--classes", "dog", "cat", "--epochs", 12, "--batch-size", 18, "--gradmap-images", 1]

@@ -1,5 +1,6 @@
 """The exported file says what the model says: logits, evidence, maps; for every mechanism, layout and batch size."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from timm_csg import explain
 from timm_csg.cli import main
 
 SIZE = {"input_size": (3, 64, 64)}
+PREPROCESSING = SIZE | {"crop_pct": 0.5, "interpolation": "bilinear"}
+NAMES = ["cat", "dog", "owl", "été", "ox"]
 ROOT = Path(__file__).parents[1]
 
 
@@ -71,15 +74,20 @@ def test_file_agrees_with_torch_and_with_the_literal_loop(tiny_model, images, ga
         torch.testing.assert_close(found["map"][image], expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("target", [[2], [4, 0, 2]], ids=["one class", "a class for each image"])
-def test_map_of_a_chosen_class_sums_to_its_evidence_and_with_bias_to_its_logit(
-    tiny_model, images, gated, target, tmp_path
-):
-    model = with_owners(tiny_model, "assigned", gated)
+@pytest.fixture(scope="module")
+def exported(make_model, gated, tmp_path_factory):
+    """A model with assigned filters, exported while it trained; what it was before; its file, with maps of the grid."""
+    model = with_owners(make_model(), "assigned", gated)
     model.project_()
-    found = run(
-        timm_csg.export_onnx(model, tmp_path / "m.onnx", upsample=False, preprocessing=SIZE).path, images, target
-    )
+    before = {name: value.clone() for name, value in model.train().state_dict().items()}
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    timm_csg.export_onnx(model, path, upsample=False, class_names=NAMES, preprocessing=PREPROCESSING)
+    return model, before, path
+
+
+@pytest.mark.parametrize("target", [[2], [4, 0, 2]], ids=["one class", "a class for each image"])
+def test_map_of_a_chosen_class_sums_to_its_evidence_and_with_bias_to_its_logit(exported, images, target):
+    model, found = copy.deepcopy(exported[0]).eval(), run(exported[2], images, target)
     labels = torch.tensor(target).expand(3)[:, None]
     assert found["map"].shape == (3, 2, 2)
     torch.testing.assert_close(found["map"].sum(dim=(1, 2)), found["evidence"].gather(1, labels)[:, 0])
@@ -91,9 +99,9 @@ def test_map_of_a_chosen_class_sums_to_its_evidence_and_with_bias_to_its_logit(
     ("name", "options"),
     [
         ("test_resnet", {}),
-        ("test_vit", {"global_pool": "avg", "fc_norm": False}),
         ("test_vit", {"global_pool": "avg", "fc_norm": False, "reg_tokens": 3}),
-        ("test_efficientnet", {}),
+        pytest.param("test_vit", {"global_pool": "avg", "fc_norm": False}, marks=pytest.mark.slow),
+        pytest.param("test_efficientnet", {}, marks=pytest.mark.slow),
     ],
 )
 def test_batches_of_any_size_and_layout(make_model, gated, name, options, tmp_path):
@@ -106,12 +114,11 @@ def test_batches_of_any_size_and_layout(make_model, gated, name, options, tmp_pa
         torch.testing.assert_close(found["map"], explain.owner_map(model, images), rtol=1e-4, atol=1e-5)
 
 
-def test_program_agrees_with_the_file(tiny_model, images, gated, tmp_path):
-    model = with_owners(tiny_model, "assigned", gated)
-    program = timm_csg.export_program(model, preprocessing=SIZE)
+def test_program_agrees_with_the_file(exported, images, tmp_path):
+    program = timm_csg.export_program(copy.deepcopy(exported[0]), upsample=False, preprocessing=SIZE)
     torch.export.save(program, tmp_path / "model.pt2")
     found = torch.export.load(tmp_path / "model.pt2").module()(images, torch.tensor([1]))
-    expected = run(timm_csg.export_onnx(model, tmp_path / "model.onnx", preprocessing=SIZE).path, images, [1])
+    expected = run(exported[2], images, [1])
     assert list(found) == list(expected)
     for name, value in found.items():
         torch.testing.assert_close(value.detach(), expected[name], rtol=1e-4, atol=1e-5)
@@ -150,15 +157,13 @@ def test_part_filters_without_categories_have_no_evidence(tiny_model, tmp_path):
     assert "only after a training step" in exported.missing["evidence"]
 
 
-def test_metadata_says_how_to_prepare_images_and_name_classes(tiny_model, gated, tmp_path):
-    model = with_owners(tiny_model, "csg", gated)
-    names = ["cat", "dog", "owl", "été", "ox"]
-    options = {"class_names": names, "preprocessing": SIZE | {"crop_pct": 0.5, "interpolation": "bilinear"}}
-    told = metadata(timm_csg.export_onnx(model, tmp_path / "model.onnx", **options).path)
-    assert (told["timm_csg"], told["architecture"], told["mechanism"]) == (timm_csg.__version__, "test_resnet", "csg")
-    assert json.loads(told["class_names"]) == names
-    expected = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
-    expected |= {"input_size": (3, 64, 64), "crop_pct": 0.5, "interpolation": "bilinear"}
+def test_metadata_says_how_to_prepare_images_and_name_classes(exported):
+    model, _, path = exported
+    told = metadata(path)
+    found = told["timm_csg"], told["architecture"], told["mechanism"]
+    assert found == (timm_csg.__version__, "test_resnet", "assigned")
+    assert json.loads(told["class_names"]) == NAMES
+    expected = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg) | PREPROCESSING
     assert json.loads(told["preprocessing"]) == json.loads(json.dumps(expected))
 
 
@@ -168,14 +173,12 @@ def test_plain_classifier_on_request(tiny_model, images, gated, tmp_path):
     assert list(run(path, images)) == ["logits"]
 
 
-def test_model_is_left_as_found(tiny_model, images, gated, tmp_path):
-    model = with_owners(tiny_model, "assigned", gated).train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    path = timm_csg.export_onnx(model, tmp_path / "model.onnx", preprocessing=SIZE).path
+def test_model_is_left_as_found(exported, images):
+    model, before, path = exported
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    torch.testing.assert_close(run(path, images)["logits"], model.eval()(images).detach())
+    torch.testing.assert_close(run(path, images)["logits"], copy.deepcopy(model).eval()(images).detach())
 
 
 def test_half_precision_and_wrapped_models(tiny_model, images, gated, tmp_path):

@@ -35,6 +35,7 @@ def test_gates_and_masks_are_exported_too(name, mechanism, tmp_path):
     assert all(found[output] < 1e-5 for output in export_check.EXPLAINED)
 
 
+@pytest.mark.slow
 def test_script_prints_a_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(export_check.timm.data, "resolve_data_config", lambda *_, **__: {"input_size": (3, 160, 160)})
     rows = export_check.main(

@@ -17,6 +17,7 @@ def test_no_output_is_committed():
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code_cells())
 
 
+@pytest.mark.slow
 def test_every_cell_runs_in_a_kernel():
     nbformat = pytest.importorskip("nbformat", reason="needs the extra 'docs'")
     nbclient = pytest.importorskip("nbclient", reason="needs the extra 'docs'")

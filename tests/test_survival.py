@@ -262,7 +262,9 @@ def test_both_paths_of_any_layout_compile_into_one_graph(any_model, images, targ
     assert_same(outputs(compiled(model), images, targets), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["indices", "soft", "multi-hot"])
+@pytest.mark.parametrize(
+    "kind", ["indices", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("soft", "multi-hot"))]
+)
 def test_training_step_of_assigned_filters_compiles_into_one_graph(tiny_model, images, targets, gated, kind):
     model = gated(timm_csg.differentiate(tiny_model)).train()
     twin = copy.deepcopy(model)

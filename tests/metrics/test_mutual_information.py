@@ -290,7 +290,7 @@ def test_a_summary_of_something_else_than_a_matrix_is_refused(mi, summary):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("samples", "filters", "num_classes", "checked"), [(10000, 64, 10, range(10)), (5000, 512, 100, (0, 37))]
+    ("samples", "filters", "num_classes", "checked"), [(10000, 64, 10, (0, 4, 9)), (5000, 512, 100, (37,))]
 )
 @pytest.mark.parametrize("kind", ["normal", "relu", "duplicated"])
 def test_equals_scikit_learn_at_full_size(kind, samples, filters, num_classes, checked):
