@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+import preloaded  # noqa: F401
 from safetensors.torch import load_file
 
 from timm_csg.cli import main

@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import preloaded  # noqa: F401
 import torch
 
 from timm_csg.cli import main
