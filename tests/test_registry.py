@@ -1,5 +1,6 @@
 """Every architecture that timm lists, on the meta device: what is promised for 1,342, and the refusal of 29."""
 
+import copy
 import fnmatch
 import math
 from collections import Counter
@@ -172,9 +173,15 @@ def test_totals_are_those_of_the_documentation():
     assert totals == {"NCHW": 868, "NHWC": 44, "NLC": 430, "list": 22, "encoder": 7}
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_kind_of_head_is_that_of_the_table_before_and_after_training(name):
-    model = timm.create_model(name, num_classes=3).eval()
+@pytest.fixture(scope="module", params=HEADS)
+def built(request):
+    """The name and the model of each family in turn, built once for all tests, which change copies of it."""
+    torch.manual_seed(0)
+    return request.param, timm.create_model(request.param, num_classes=3).eval()
+
+
+def test_kind_of_head_is_that_of_the_table_before_and_after_training(built):
+    name, model = built[0], copy.deepcopy(built[1])
     assert probe_head(model, model.num_features) == HEADS[name]
     with torch.no_grad():  # a trained head: nothing is 0 or 1 any more
         for tensor in (tensor for tensor in model.state_dict().values() if tensor.is_floating_point()):
@@ -182,11 +189,10 @@ def test_kind_of_head_is_that_of_the_table_before_and_after_training(name):
     assert probe_head(model, model.num_features) == HEADS[name]
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_filters_are_assigned_trained_and_masked_or_the_mask_is_refused(name, monkeypatch):
+def test_filters_are_assigned_trained_and_masked_or_the_mask_is_refused(built, monkeypatch):
     """One step of everything behind the backbone, whose features are computed once."""
     torch.manual_seed(0)
-    model = timm_csg.differentiate(timm.create_model(name, num_classes=3).eval())
+    name, model = built[0], timm_csg.differentiate(copy.deepcopy(built[1]))
     images, targets = torch.rand(3, *input_size(model)), torch.arange(3)
     with torch.no_grad():
         features = model.forward_features(images)
@@ -217,9 +223,8 @@ def test_filters_are_assigned_trained_and_masked_or_the_mask_is_refused(name, mo
             timm_csg.adapt(model, [(images, targets)])
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_found_stage_is_the_real_one(name):
-    model = timm.create_model(name, num_classes=3).eval()
+def test_found_stage_is_the_real_one(built):
+    model = copy.deepcopy(built[1])
     stage = timm_csg.find_stage(model)
     with torch.no_grad():
         features = model.forward_features(torch.rand(1, *input_size(model)))
