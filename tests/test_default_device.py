@@ -141,7 +141,7 @@ OF_MODELS = {
         judging.judge(explain.grad_cam, model, x, y, judges=WITHOUT_GRIDS, objects=boxes())
     ),
     "make_grids": lambda model, x, y: judging.make_grids(torch.nn.functional.one_hot(y).float(), y),
-    "measure": lambda model, x, y: measuring.measure(model, [(x, y)], explanations=4, filters=True).numbers,
+    "measure": lambda model, x, y: measuring.measure(model, [(x, y)], explanations=2, filters=True).numbers,
     "owner_map": lambda model, x, y: explain.owner_map(model, x),
     "part_interpretability": lambda model, x, y: measuring.part_interpretability(model, [(x, y)], boxes()[:, None]),
     "pgd": lambda model, x, y: measuring.pgd(model, x, y, eps=0.1, steps=2),

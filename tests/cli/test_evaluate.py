@@ -96,7 +96,7 @@ def output(tmp_path_factory):
 def results(checkpoints, options, output):
     """All groups of metrics, for the three models."""
     boxes = f"{options['data'].removeprefix('folder:')}/boxes.csv"
-    marked = {"landmarks": boxes, "boxes": boxes, "filters": True, "explanations": 6, "csv": True}
+    marked = {"landmarks": boxes, "boxes": boxes, "filters": True, "explanations": 3, "csv": True}
     return evaluate(checkpoints, attacks=["fgsm"], eps=[64.0], output=output, **marked, **options)
 
 
