@@ -36,7 +36,7 @@ TIERS = (
     ("recipes",),
     ("model", "card", "reading", "responses"),
     ("differentiation",),
-    ("assignment", "freezing", "groups", "building", "explain", "judging", "hub_errors"),
+    ("assignment", "first_steps", "freezing", "groups", "building", "explain", "judging", "hub_errors"),
     ("training", "adaptation", "checkpoint", "loading", "explained", "measuring"),
     ("setting_up", "export", "hub", "integrations", "plots"),
     ("pushing",),

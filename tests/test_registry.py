@@ -144,6 +144,10 @@ def test_gated_paths_of_every_supported_architecture(name, monkeypatch):
     model.project_()
 
     timm_csg.undifferentiate(model)
+    if getattr(model, "num_prefix_tokens", None):
+        with pytest.raises(ValueError, match="has a class or register token; use a model without"):
+            timm_csg.differentiate(model, mechanism="icnn")
+        return
     timm_csg.differentiate(model, mechanism="icnn")
     if layout(name) == "NLC" and math.isqrt(features[0].shape[1]) ** 2 != features[0].shape[1]:
         with pytest.raises(ValueError, match="use a model without class and register tokens, or mechanism='csg'"):

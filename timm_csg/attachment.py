@@ -42,7 +42,9 @@ class Attachment:
         self._handles: list[Any] = [_ProjectedUpdate(average) for average in averages]
         for optimizer in optimizers:
             held = _held([optimizer])
-            self._hook(optimizer, counts=counted is None or counted in held, learns=bool(held & _ids(_own(inner))))
+            self._hook(
+                optimizer, counts=counted is None or counted in held, learns=bool(held & _ids(own_parameters(inner)))
+            )
 
     def _hook(self, optimizer: Optimizer, *, counts: bool, learns: bool) -> None:
         """Register the hooks; ``counts``: its steps are the loop's; ``learns``: it moves the mechanism."""
@@ -127,7 +129,13 @@ def check_gradient(loop: Any, inner: Any) -> None:
     """
     path, mechanism = loop.path, inner.mechanism
     trains = any(isinstance(weight, Tensor) or weight for weight in mechanism.loss_weights().values())
-    if path == "standard" or not trains or not _own(inner) or _has_gradient(mechanism) or not _has_gradient(inner):
+    if (
+        path == "standard"
+        or not trains
+        or not own_parameters(inner)
+        or _has_gradient(mechanism)
+        or not _has_gradient(inner)
+    ):
         return
     asked = f"the schedule asks for path {path!r} (epoch {loop.progress.epoch}, step {loop.progress.step})"
     if not inner.training:
@@ -136,7 +144,7 @@ def check_gradient(loop: Any, inner: Any) -> None:
             "before every epoch, and .eval() on single layers (BatchNorm) that shall not change."
         )
     raise ValueError(
-        f"{asked}, but no gradient reached {', '.join(_own(inner))}; back-propagate "
+        f"{asked}, but no gradient reached {', '.join(own_parameters(inner))}; back-propagate "
         "loop.losses(model, images, targets, criterion)['loss'], since criterion(model(images), targets) is the "
         "standard path alone."
     )
@@ -168,7 +176,7 @@ def check_optimizers(optimizers: Sequence[Optimizer], inner: Any, *, frozen: boo
     Raises:
         ValueError: If they lack one of these parameters, or the mechanism is frozen and ``frozen`` does not say so.
     """
-    every, own = dict(inner.mechanism.named_parameters(prefix="mechanism")), _own(inner)
+    every, own = dict(inner.mechanism.named_parameters(prefix="mechanism")), own_parameters(inner)
     if every and not own and not frozen:
         raise ValueError(
             f"{', '.join(every)} {'is' if len(every) == 1 else 'are'} frozen and would never learn; call "
@@ -199,7 +207,9 @@ def check_replicas(model: Any, inner: Any) -> None:
     """
     while model is not inner and not isinstance(model, DistributedDataParallel):
         model = getattr(model, "module", getattr(model, "_orig_mod", inner))
-    if isinstance(model, DistributedDataParallel) and _ids(_own(inner)) - {id(p) for p in model._module_parameters}:
+    if isinstance(model, DistributedDataParallel) and _ids(own_parameters(inner)) - {
+        id(p) for p in model._module_parameters
+    }:
         raise ValueError(
             "DistributedDataParallel was made before differentiate() or reset_classifier() and does not know the "
             "mechanism, so that the gates of the processes would drift apart; wrap the model afterwards."
@@ -235,7 +245,7 @@ class _ProjectedUpdate:
             delattr(self.average, self.name)
 
 
-def _own(inner: Any) -> dict[str, nn.Parameter]:
+def own_parameters(inner: Any) -> dict[str, nn.Parameter]:
     """The mechanism's parameters that learn, by name."""
     named = inner.mechanism.named_parameters(prefix="mechanism")
     return {name: parameter for name, parameter in named if parameter.requires_grad}

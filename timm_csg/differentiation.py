@@ -48,7 +48,7 @@ def differentiate(
     Raises:
         TypeError: If the model is wrapped, compiled, headless or not a timm model.
         ValueError: If it is already differentiated, its features are a list, its logits are not [batch, classes]
-            (``global_pool=""``), or an option is wrong.
+            (``global_pool=""``), the mechanism does not suit it (ICNN class tokens), or an option is wrong.
 
     Example:
         >>> import timm
@@ -74,6 +74,7 @@ def differentiate(
         raise ValueError(f"num_classes must be a whole number, 1 or more, but is {given!r}; {remedy}")
     check_logits(timm_model, timm_model.num_features)
     made = make_mechanism(timm_model, classes, mechanism_class, config)
+    made.check_model(timm_model)
     if classes != timm_model.num_classes:
         _logger.info("reset the classifier from %d to %d classes", timm_model.num_classes, classes)
         timm_model.reset_classifier(classes)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from timm_csg.assignment import Assignment, assign_filters, find_assigned, has_assigned
 from timm_csg.attachment import Attachment, bare_optimizers, check_by_hand, check_optimizers, check_replicas
 from timm_csg.checks import make_numbers_plain
-from timm_csg.first_batch import check_first_batch
+from timm_csg.first_steps import FirstSteps
 from timm_csg.mechanisms.assigned import read_assignment
 from timm_csg.mechanisms.base import Mechanism
 from timm_csg.model import DifferentiatedModel, PathOutputs
@@ -69,7 +69,7 @@ class TrainingMixin:
     _epoch_remedy = "call loop.set_epoch(epoch) at the beginning of every epoch, counted from 0"
     _epoch_is_told: bool = False
     _schedule_is_checked: bool = False
-    _batch_is_checked: bool = False
+    _first_steps: FirstSteps | None = None
 
     @property
     def path(self) -> Path:
@@ -152,9 +152,9 @@ class TrainingMixin:
                 before its mechanism was there.
         """
         inner = _inner(model)
-        if not self._batch_is_checked:
-            check_first_batch(inner, images, targets)
-            self._batch_is_checked = True
+        if self._first_steps is None:
+            self._first_steps = FirstSteps()
+        self._first_steps.look(self, inner, images, targets)
         check_replicas(model, inner)
         mechanism = inner.mechanism
         mechanism.set_epoch(self.progress.epoch)

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 import shutil
 import tarfile
 
@@ -273,3 +274,35 @@ def test_validation_images_are_cropped_as_the_model_wants(tmp_path):
         sizes[mode] = loader.dataset.transform.transforms[0].size
     assert sizes["center"] == 32  # the short side, before the centre is cut out
     assert tuple(sizes["squash"]) == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            "--model test_vit --model-kwargs pos_drop_rate=0 --mechanism icnn",
+            "icnn' needs maps, or tokens on a square grid",
+        ),
+        (
+            "--model test_vit",
+            "test_vit cannot be built .*; for the digits --model-kwargs is output_stride=8, for ResNets",
+        ),
+        ("--model vgg11", "vgg11 cannot be built with these options: AssertionError; for the digits"),
+        (
+            "--batch-size 1 --img-size 8",
+            "cannot be trained on 1 images of 3 x 8 x 8 at a time: Expected more than 1 value",
+        ),
+        (
+            "--model-kwargs global_pool=",
+            "cannot be trained on 2 images of 3 x 24 x 24 at a time: a and b must have same",
+        ),
+    ],
+)
+def test_what_fails_on_the_first_batch_is_refused_before_there_is_a_run_folder(arguments, said, tmp_path, capsys):
+    output = tmp_path / "out"
+    common = ["--recipe", "standard", "assigned", "--device", "cpu", "--output", str(output)]
+    assert main(["train", *common, *arguments.split()]) == 2
+    out, err = capsys.readouterr()
+    assert re.search(said, err.replace("\n", " "))
+    assert "assigned to classes blindly" not in err
+    assert (out, output.exists()) == ("", False)

@@ -118,6 +118,22 @@ def test_layouts_give_the_same_numbers():
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("mechanism", ["icnn", ["icnn", "csg"]])
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"img_size": (48, 80)}, "has a class or register token"),  # 15 patches and a class token: 16, which is 4 x 4
+        ({"img_size": (32, 128), "class_token": False, "global_pool": "avg"}, "has a grid of 2 x 8 tokens"),
+    ],
+)
+def test_models_whose_tokens_only_count_like_a_square_are_refused_at_once(options, found, mechanism):
+    model = timm.create_model("test_vit", num_classes=3, **options)
+    with pytest.raises(ValueError, match=f"'icnn' needs maps, .* but VisionTransformer {found}; use a model without"):
+        timm_csg.differentiate(model, 5, mechanism)
+    assert model.num_classes == 3
+    timm_csg.differentiate(model, 5, "csg")
+
+
 def test_tokens_without_a_square_grid_are_refused():
     with pytest.raises(ValueError, match="needs maps, or tokens on a square grid, but there are 17 tokens"):
         make()(torch.rand(2, 17, 3))

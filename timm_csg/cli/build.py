@@ -22,6 +22,7 @@ from timm_csg.freezing import freeze
 from timm_csg.groups import param_groups
 from timm_csg.hub_errors import explained
 from timm_csg.mechanisms.registry import resolve_config
+from timm_csg.model import is_differentiated
 from timm_csg.recipes import RECIPES, Recipe
 from timm_csg.schedule import Alternating, Joint
 
@@ -143,13 +144,48 @@ def check_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None
         with torch.device("meta"):
             model = make_model(replace(settings, pretrained=False), num_classes, recipe)
     except _UNCHECKED as error:
-        raise ValueError(f"--model {settings.model} cannot be built with these options: {error}") from error
+        remedy = ""
+        if "output_stride" in (settings.model_kwargs or {}):
+            remedy = "; for the digits --model-kwargs is output_stride=8, for ResNets; name others of this model"
+        raise ValueError(
+            f"--model {settings.model} cannot be built with these options: {_words(error)}{remedy}"
+        ) from error
     try:
         optimizer = make_optimizers(model, settings, recipe)[0]
     except (ValueError, AssertionError) as error:
         question = nearest(settings.opt.lower(), list_optimizers())
         raise ValueError(f"--opt {settings.opt} cannot be used: {error}.{question}") from error
     make_scheduler(optimizer, settings, updates_per_epoch=1)
+    _check_step(model, settings, num_classes)
+
+
+def _check_step(model: nn.Module, settings: TrainSettings, num_classes: int) -> None:
+    """Refuse what fails on the first batch: shapes alone run through the model and its mechanism.
+
+    What shapes cannot decide is left to the first batch.
+    """
+    size, batch = data_config(settings)["input_size"], min(2, settings.batch_size)
+    images = torch.zeros(batch, *size, device="meta")
+    targets = torch.zeros(batch, dtype=torch.long, device="meta") % num_classes
+    paths = {"paths": ("standard", "gated")} if is_differentiated(model) else {}
+    for name, module in model.train().named_modules():
+        module.train(not name.startswith("mechanism"))  # which would warn of a blind assignment, and keep statistics
+    try:
+        model(images, *([targets] if paths else []), **paths)
+    except NotImplementedError:  # wants values, which tensors without memory lack
+        return
+    except (ValueError, *_UNCHECKED) as error:
+        if "meta" in str(error):
+            return
+        shape = " x ".join(map(str, size))
+        raise ValueError(
+            f"--model {settings.model} cannot be trained on {batch} images of {shape} at a time: {_words(error)}"
+        ) from error
+
+
+def _words(error: Exception) -> str:
+    """What an error says; its kind if that is nothing."""
+    return str(error).rstrip(".") or type(error).__name__
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, *, updates_per_epoch: int) -> Any:

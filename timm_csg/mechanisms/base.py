@@ -146,6 +146,13 @@ class Mechanism(nn.Module):
         """Whether ``gated_logits`` looks at more of the head than ``head.logits``; only then is the head probed."""
         return False
 
+    def check_model(self, model: Any) -> None:
+        """Raise if this mechanism cannot work on a model, before anything is changed; here it can on all.
+
+        Args:
+            model: A plain timm classifier.
+        """
+
     def forward(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
         """Features changed as the mechanism does for these targets; here not at all.
 

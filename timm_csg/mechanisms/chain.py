@@ -95,6 +95,11 @@ class Chain(Mechanism):
         """Whether a member does."""
         return any(member.reads_head for member in self._ordered)
 
+    def check_model(self, model: Any) -> None:
+        """Ask all members."""
+        for member in self._ordered:
+            member.check_model(model)
+
     def forward(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
         """Features that have passed all members; without targets only those that need none."""
         for member in self._ordered:

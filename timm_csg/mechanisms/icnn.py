@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,14 @@ from timm_csg.mechanisms.registry import register_mechanism
 from timm_csg.mechanisms.targets import class_rows
 from timm_csg.mechanisms.templates import (
     centre_of_gravity,
+    check_grid,
     fitting_width,
     information_terms,
     log_mean_exp,
     part_template,
     regrid,
     released_slope,
+    square_grid,
     template_fits,
     template_table,
     with_gradient,
@@ -138,6 +140,10 @@ class InterpretableFilters(Mechanism):
         """The mask acts on both paths, which are therefore one."""
         return False
 
+    def check_model(self, model: Any) -> None:
+        """As ``templates.check_grid``."""
+        check_grid(model)
+
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: λ falls, and the paper's variant gives every filter the category of the last epoch's sums."""
         told, self._told_epoch = self._told_epoch, epoch
@@ -157,20 +163,10 @@ class InterpretableFilters(Mechanism):
         return self._like(maps * mask, features)
 
     def _maps(self, features: Tensor) -> Tensor:
-        """What is masked: ReLU of the features, behind the extra convolution if there is one, [batch, filters, h, w].
-
-        Raises:
-            ValueError: If the features are tokens without a square grid.
-        """
+        """What is masked: ReLU of the features, behind the extra convolution, [batch, filters, height, width]."""
         maps = F.relu(features)
         if maps.ndim == 3:
-            side = math.isqrt(maps.shape[1])
-            if side**2 != maps.shape[1]:
-                raise ValueError(
-                    f"mechanism 'icnn' needs maps, or tokens on a square grid, but there are {maps.shape[1]} tokens; "
-                    "use a model without class and register tokens, or mechanism='csg'."
-                )
-            maps = maps.transpose(1, 2).unflatten(2, (side, side))
+            maps = maps.transpose(1, 2).unflatten(2, square_grid(maps.shape[1]))
         elif self.channels_last:
             maps = maps.permute(0, 3, 1, 2)
         return maps if self.conv is None else F.relu(self.conv(maps.to(self.conv.weight.dtype)))

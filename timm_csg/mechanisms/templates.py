@@ -8,6 +8,7 @@ are one matrix product.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -172,3 +173,35 @@ def regrid(log_z: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
         return log_z
     resized = F.interpolate(log_z[:, :-1].unflatten(1, old)[None], new, mode="bilinear", align_corners=True)
     return torch.cat([resized[0].flatten(1), log_z[:, -1:]], dim=1)
+
+
+def check_grid(model: Any) -> None:
+    """Raise for a model whose tokens are not a square grid, also where their number happens to be a square.
+
+    Raises:
+        ValueError: With a model or mechanism that works.
+    """
+    prefix = getattr(model, "num_prefix_tokens", None)  # of models with tokens
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None) or (1, 1)
+    if prefix or (prefix is not None and grid[0] != grid[1]):
+        found = "a class or register token" if prefix else f"a grid of {grid[0]} x {grid[1]} tokens"
+        raise ValueError(
+            f"mechanism 'icnn' needs maps, or tokens on a square grid alone, but {type(model).__name__} has {found}; "
+            "use a model without (a ViT with class_token=False, global_pool='avg' and a square img_size), or "
+            "mechanism='csg' or 'assigned'."
+        )
+
+
+def square_grid(tokens: int) -> tuple[int, int]:
+    """Height and width of the square that so many tokens form.
+
+    Raises:
+        ValueError: If they form none.
+    """
+    side = math.isqrt(tokens)
+    if side**2 != tokens:
+        raise ValueError(
+            f"mechanism 'icnn' needs maps, or tokens on a square grid, but there are {tokens} tokens; use a model "
+            "without class and register tokens, or mechanism='csg'."
+        )
+    return side, side
