@@ -280,7 +280,7 @@ def test_validation_images_are_cropped_as_the_model_wants(tmp_path):
     ("arguments", "said"),
     [
         (
-            "--model test_vit --model-kwargs pos_drop_rate=0 --mechanism icnn",
+            "--model test_vit --img-size 32 --model-kwargs pos_drop_rate=0 --mechanism icnn",
             "icnn' needs maps, or tokens on a square grid",
         ),
         (
