@@ -33,6 +33,11 @@
     } else wanted.scrollIntoView();
   }
   window.addEventListener("hashchange", () => show(true));
+  // A browser that opens the address of a page scrolls to it, which takes the menu away where that is not kept in sight.
+  window.addEventListener("load", () => requestAnimationFrame(() => {
+    const wanted = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (wanted && wanted.matches(".page") && !root.classList.contains("show-all")) window.scrollTo(0, 0);
+  }));
   $(".skip").addEventListener("click", (event) => {
     event.preventDefault();
     $("#main").focus();
