@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 from timm_csg import Mechanism
+from timm_csg.mechanisms import MechanismConfig
 
 API = Path(__file__).parents[1] / "docs" / "api"
 DOCUMENTED = sorted({name for page in API.glob("*.md") for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)})
@@ -107,6 +108,50 @@ def faults_of_class(cls):
                 yield from () if function.__doc__ else [f"{name} has no docstring"]  # its base says the rest
             else:
                 yield from (f"{name} {fault}" for fault in faults_of_function(function))
+
+
+CITED = re.compile(r"arxiv\.org|doi\.org|\b(?:19|20)\d\d\b")
+# Names that implement no paper's formula, by reason.
+OURS = {
+    "counts and shares that need no source": (
+        *("metrics.accuracy", "metrics.accuracy_per_class", "metrics.classes_per_filter", "metrics.filters_per_class"),
+        *("metrics.pool", "metrics.activation_similarity", "metrics.summarize_similarity", "explain.normalise"),
+    ),
+    "who owns what, and whether that can be trusted, as this package defines it": (
+        *("metrics.owned_filters", "metrics.owners", "metrics.owner_agreement", "metrics.chance_agreement"),
+        *("metrics.owner_purity", "metrics.noise_floor", "metrics.verdict"),
+    ),
+    "explanations of this package; their docstrings say the formula": (
+        *("explain.class_filters", "explain.coarse_map", "explain.contrast", "explain.evidence_map"),
+        *("explain.explain_prediction", "explain.owner_map"),
+    ),
+    "several of the others in one call, which cite": (
+        "judging.judge",
+        "judging.judge_filters",
+        "judging.probability_curve",
+    ),
+    "maps that know nothing, to compare with": ("judging.centre_map", "judging.noise_map"),
+    "plumbing": (
+        *("mechanisms.list_mechanisms", "mechanisms.register_mechanism", "mechanisms.Chain", "mechanisms.ChainConfig"),
+        *("mechanisms.Mechanism", "mechanisms.MechanismConfig", "metrics.to_dataframe", "judging.embed"),
+        *("explain.as_batch", "explain.filter_maps", "explain.patches", "explain.strongest_images"),
+    ),
+}
+
+
+def test_every_formula_of_a_paper_cites_it():
+    """In its own docstring or its module's; the rule is for functions and mechanisms, not for what they return."""
+    known, uncited = {name for names in OURS.values() for name in names}, set()
+    for room in ("mechanisms", "metrics", "judging", "explain"):
+        package = pydoc.locate(f"timm_csg.{room}")
+        for name in package.__all__:
+            found = getattr(package, name)
+            is_mechanism = inspect.isclass(found) and issubclass(found, (Mechanism, MechanismConfig))
+            texts = (found.__doc__, getattr(inspect.getmodule(found), "__doc__", None))
+            if (inspect.isfunction(found) or is_mechanism) and not any(CITED.search(text or "") for text in texts):
+                uncited.add(f"{room}.{name}")
+    assert sorted(uncited - known) == []
+    assert sorted(known - uncited) == []  # what has a source by now needs no excuse
 
 
 def test_rule_finds_what_it_is_for():

@@ -50,7 +50,8 @@ def evidence_map(model: nn.Module, images: Images, targets: Targets = None, *, u
 def guided_evidence_map(model: nn.Module, images: Images, targets: Targets = None) -> Tensor:
     """Guided backprop times the up-sampled evidence map, where that is positive: fine detail of a class's own evidence.
 
-    ``guided_grad_cam`` with ``evidence_map`` in place of Grad-CAM. One pass through the backbone serves both.
+    ``guided_grad_cam`` (Selvaraju et al., ICCV 2017) with ``evidence_map`` in place of Grad-CAM. One pass through the
+    backbone serves both.
 
     Args:
         model: A model with assigned filters whose activations are all ReLUs and whose features form a grid; left as

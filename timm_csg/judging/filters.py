@@ -102,6 +102,8 @@ def judge_filters(
 def judge_diversity(maps: Tensor, own: Tensor, targets: Tensor, *, seed: int = 0) -> Judged:
     """SID@k of the filters of each picture's class, beside that of another class's filters on the same picture.
 
+    CHiQPM (Norrenbrock et al., NeurIPS 2025) reports it; see ``metrics.spatial_diversity``.
+
     Args:
         maps: Maps of all filters [samples, filters, height, width].
         own: The k filters of each class, for example the five with the largest weights, integers [classes, k].

@@ -106,7 +106,7 @@ def grid_pointing_game(
 def make_grids(
     chances: Tensor, targets: Tensor, *, side: int = 2, grids: int = 250, confidence: float = 0.5, seed: int = 0
 ) -> Grids:
-    """Which pictures stand together, as in the code of the B-cos networks.
+    """Which pictures stand together, as in the code of the B-cos networks (Boehle et al., CVPR 2022).
 
     Of every class only pictures count that are rightly classified with at least ``confidence``, the most confident
     first. Again and again side² classes are drawn from those that have a picture left, and each gives its next one.

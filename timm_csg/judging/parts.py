@@ -20,6 +20,8 @@ def with_noise(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of a loader with noise on the pictures, for ``collect_peaks`` before ``part_stability``.
 
+    The noise of EvalProtoPNet (Huang et al., ICCV 2023, https://arxiv.org/abs/2212.05946).
+
     Args:
         loader: Yields (images, targets), normalised as in training.
         noise: Standard deviation, in units of normalised pixels.
@@ -77,10 +79,11 @@ def part_consistency(
 ) -> Judged:
     """Share of filters that hit one and the same part in most pictures of their class.
 
-    EvalProtoPNet (see ``part_hits``): a filter is consistent if some part is hit in at least ``share`` of the pictures
-    of the filter's class in which that part is to be seen. Chance: the same with the landmarks of other pictures, which
-    are found by any filter that always looks at the same place. Misleads: objects that are all in the middle and large
-    squares make everything consistent; a part that is seen in one picture only counts like any other.
+    EvalProtoPNet (Huang et al., ICCV 2023, see ``part_hits``): a filter is consistent if some part is hit in at least
+    ``share`` of the pictures of the filter's class in which that part is to be seen. Chance: the same with the
+    landmarks of other pictures, which are found by any filter that always looks at the same place. Misleads: objects
+    that are all in the middle and large squares make everything consistent; a part that is seen in one picture only
+    counts like any other.
 
     Args:
         places: See ``part_hits``.
@@ -116,9 +119,9 @@ def part_stability(
 ) -> Judged:
     """Share of a class's pictures in which a filter hits exactly the same parts under noise.
 
-    EvalProtoPNet (see ``part_hits``), noise N(0, .2²) on normalised pictures, cut at ±.25; the mean over filters.
-    Chance: the noisy places of other pictures. Misleads: a filter that never hits a part is perfectly stable, and so is
-    one that hits all of them.
+    EvalProtoPNet (Huang et al., ICCV 2023, see ``part_hits``), noise N(0, .2²) on normalised pictures, cut at ±.25; the
+    mean over filters. Chance: the noisy places of other pictures. Misleads: a filter that never hits a part is
+    perfectly stable, and so is one that hits all of them.
 
     Args:
         places: See ``part_hits``.

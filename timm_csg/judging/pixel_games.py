@@ -86,10 +86,10 @@ def insertion(
 ) -> Judged:
     """Area under the target's probability while a blurred picture becomes sharp, important pixels first: high is good.
 
-    RISE, as ``deletion``; the start is the picture behind a Gaussian blur of 5 pixels cut to 11 x 11, as in their code,
-    but with the picture's mirror image beyond its borders, where theirs has black. Chance: the same with the maps of
-    other pictures. Misleads: where the blurred picture is already recognised, every map does well; compare maps of one
-    model.
+    RISE (Petsiuk et al., BMVC 2018), as ``deletion``; the start is the picture behind a Gaussian blur of 5 pixels cut
+    to 11 x 11, as in their code, but with the picture's mirror image beyond its borders, where theirs has black.
+    Chance: the same with the maps of other pictures. Misleads: where the blurred picture is already recognised, every
+    map does well; compare maps of one model.
 
     Args:
         explain: See ``deletion``.

@@ -136,6 +136,8 @@ class GateCounts(NamedTuple):
 def gate_counts(gate: Tensor) -> GateCounts:
     """Count what is owned, shared and undecided, with the thresholds of the authors' notebooks (0.95 and 0.5).
 
+    Liang et al., ECCV 2020 (https://arxiv.org/abs/2007.08194); the thresholds are in their code only.
+
     For one owner each: ``owned`` = ``shared`` = ``exclusive`` = number of filters and ``between`` = 0.
 
     Args:

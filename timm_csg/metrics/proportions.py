@@ -69,7 +69,7 @@ def wilson_interval(hits: int, total: int, *, confidence: float = 0.95) -> Propo
 
 
 def accuracy_interval(logits: Tensor, targets: Tensor, *, confidence: float = 0.95) -> Proportion:
-    """Accuracy with ``wilson_interval``.
+    """Accuracy with ``wilson_interval`` (Wilson, 1927).
 
     Args:
         logits: [samples, classes].
@@ -105,7 +105,7 @@ class ClassRates(NamedTuple):
 
 
 def class_rates(logits: Tensor, targets: Tensor, num_classes: int, *, confidence: float = 0.95) -> ClassRates:
-    """Sensitivity and specificity of every class against the rest, with Wilson's intervals.
+    """Sensitivity and specificity of every class against the rest, with ``wilson_interval`` (Wilson, 1927).
 
     With two classes the sensitivity of one is the specificity of the other.
 
