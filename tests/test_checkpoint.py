@@ -470,7 +470,7 @@ def test_config_and_weights_of_different_models_are_one_error(other, saved):
 @pytest.mark.parametrize("text", ["[]", "null", "3", '"text"'])
 def test_config_that_is_no_dictionary_is_refused(other, saved, text):
     (saved / "config.json").write_text(text)
-    assert_refused(lambda: from_pretrained(saved), other, "without a mechanism")
+    assert_refused(lambda: from_pretrained(saved), other, "names no architecture of timm")
 
 
 def test_files_have_the_permissions_of_any_new_file(tiny_model, tmp_path):

@@ -77,6 +77,8 @@ class Manifest:
                 "model as for training, timm_csg.differentiate(timm.create_model(...), ...), and call "
                 f"timm_csg.load_checkpoint(model, '{folder}')."
             )
+        if own is None and not (isinstance(config, dict) and isinstance(config.get("architecture"), str)):
+            raise CheckpointError(f"{path} {NO_MODEL}: it names no architecture of timm, so another program wrote it.")
         if own is None:
             raise NoMechanismError(
                 f"{path} is a checkpoint without a mechanism; load it with "

@@ -116,7 +116,7 @@ def _plain_model(name: str, *, weights: bool) -> nn.Module:
     try:
         with explained(f"load {name}", _repository(name)), torch.device("cpu" if weights else "meta"):
             model: nn.Module = timm.create_model(name, pretrained=weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AssertionError, LookupError) as error:  # timm's constructors check little
         raise ValueError(f"timm cannot load {name}: {error}") from error
     return model.eval()
 

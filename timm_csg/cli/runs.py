@@ -218,14 +218,18 @@ def folder_for_results(folder: Path) -> Iterator[None]:
         yield
 
 
-def writable_file(path: Path) -> None:
+def writable_file(path: Path, example: str = "report.html") -> None:
     """Check that a file can be written, before the work is done.
+
+    Args:
+        path: The file.
+        example: What such a file may be called.
 
     Raises:
         ValueError: If it is a folder, or its folder does not exist or cannot be written to.
     """
     if path.is_dir():
-        raise ValueError(f"--output {path} is a folder; name a file in it, such as {path / 'report.html'}.")
+        raise ValueError(f"--output {path} is a folder; name a file in it, such as {path / example}.")
     if not path.parent.is_dir():
         raise ValueError(f"the folder of --output {path} does not exist; create it, or choose another one.")
     with folder_for_results(path.parent):

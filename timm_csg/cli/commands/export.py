@@ -35,8 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export, and say what the file holds."""
     from timm_csg.cli.checkpoints import load_with_input
+    from timm_csg.cli.runs import writable_file
     from timm_csg.export import export_onnx
 
+    writable_file(args.output, "model.onnx")
     given = given_options(args, ["img_size"])
     model, preprocessing, _ = load_with_input(args.checkpoint, {"device": "cpu", **given})
     exported = export_onnx(
