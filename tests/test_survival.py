@@ -87,7 +87,7 @@ def test_whole_models_saved_by_torch_load_in_a_fresh_process(tmp_path, make_mode
         "    model = torch.load(f'{name}.pt', weights_only=False)\n"
         "    images, targets, expected = torch.load(f'{name}_data.pt', weights_only=False)\n"
         "    return torch.equal(model(images, targets), expected)\n"
-        "raise SystemExit(' '.join(name for name in sys.argv[1:] if not same(name)))"
+        "raise SystemExit(' '.join(name for name in sys.argv[1:] if not same(name)) or None)"
     )
     subprocess.run([sys.executable, "-c", code, "csg", "assigned", "picnn"], cwd=tmp_path, check=True, timeout=120)
 

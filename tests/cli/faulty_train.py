@@ -20,9 +20,10 @@ import sys
 import time
 from pathlib import Path
 
-import preloaded  # noqa: F401
 from safetensors.torch import load_file
 
+import timm_csg.cli.train  # the commands import late: once here, before the forks
+import timm_csg.plots.reporting  # noqa: F401
 from timm_csg.cli import main
 
 ERRORS = (errno.ENOSPC, errno.EACCES, errno.EIO)

@@ -16,9 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-import preloaded  # noqa: F401
 import torch
 
+import timm_csg.plots.reporting  # noqa: F401  # the commands import late: once here, before the forks
 from timm_csg.cli import main
 from timm_csg.cli import train as train_module
 from timm_csg.cli.engine import Training
