@@ -156,17 +156,17 @@ def check_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None
         question = nearest(settings.opt.lower(), list_optimizers())
         raise ValueError(f"--opt {settings.opt} cannot be used: {error}.{question}") from error
     make_scheduler(optimizer, settings, updates_per_epoch=1)
-    _check_step(model, settings, num_classes)
+    _check_step(model, settings)
 
 
-def _check_step(model: nn.Module, settings: TrainSettings, num_classes: int) -> None:
+def _check_step(model: nn.Module, settings: TrainSettings) -> None:
     """Refuse what fails on the first batch: shapes alone run through the model and its mechanism.
 
     What shapes cannot decide is left to the first batch.
     """
     size, batch = data_config(settings)["input_size"], min(2, settings.batch_size)
     images = torch.zeros(batch, *size, device="meta")
-    targets = torch.zeros(batch, dtype=torch.long, device="meta") % num_classes
+    targets = torch.zeros(batch, dtype=torch.long, device="meta")
     paths = {"paths": ("standard", "gated")} if is_differentiated(model) else {}
     for name, module in model.train().named_modules():
         module.train(not name.startswith("mechanism"))  # which would warn of a blind assignment, and keep statistics
