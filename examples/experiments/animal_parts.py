@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--weights", default="mobilenetv2_100", help="a timm MobileNetV2 or EfficientNet-Lite")
     parser.add_argument("--recipe", default="icnn", choices=["standard", "both", *RECIPES])
     parser.add_argument("--option", type=json.loads, default={}, help="JSON: options over the recipe's (both: icnn's)")
+    parser.add_argument("--mechanism-rate", type=float, help="learning rate of the mechanism's own weights, if any")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -62,14 +63,16 @@ def main(arguments: list[str] | None = None) -> dict:
         model = timm_csg.differentiate(model, mechanism=both if args.recipe == "both" else config)
     model = model.to(memory_format=torch.channels_last)
     with behind_frozen_layers(model):
-        train_last_stage(model, train, recipe, epochs=args.epochs, batch_size=args.batch_size)
+        how = {"epochs": args.epochs, "batch_size": args.batch_size, "mechanism_rate": args.mechanism_rate}
+        train_last_stage(model, train, recipe, **how)
         found = evaluate(model, test, args.data / "annotations.csv", field, one_class=bool(args.one_class))
         if args.owners:
             classes = sorted({name.split("/")[0] for name in train.names})
             animals = Animals(train.whole, train.crops, train.targets, test.whole, test.targets, test.names, classes)
             found |= measure(model, animals, model.mechanism.class_filter_matrix() if recipe else None)
     result = {"recipe": args.recipe, "data": "ILSVRC DET animal parts", "seed": args.seed, "epochs": args.epochs}
-    result |= {"options": json.dumps(args.option), "one_class": args.one_class or "", **found}
+    options = args.option | ({} if args.mechanism_rate is None else {"mechanism_rate": args.mechanism_rate})
+    result |= {"options": json.dumps(options), "one_class": args.one_class or "", **found}
     if recipe:
         timm_csg.save_pretrained(model, args.output, metrics=result)
     else:

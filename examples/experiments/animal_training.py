@@ -27,7 +27,15 @@ def behind_frozen_layers(model: nn.Module) -> Iterator[None]:
         model.pretrained_cfg = config
 
 
-def train_last_stage(model: nn.Module, train: Pictures, recipe: Recipe | None, *, epochs: int, batch_size: int) -> None:
+def train_last_stage(
+    model: nn.Module,
+    train: Pictures,
+    recipe: Recipe | None,
+    *,
+    epochs: int,
+    batch_size: int,
+    mechanism_rate: float | None = None,
+) -> None:
     """Train in place, with AdamW, one cycle and bfloat16; without a recipe as any classifier."""
     stage = [*model.blocks[6].parameters(), *model.conv_head.parameters(), *model.bn2.parameters()]
     groups = [{"params": stage, "lr": 2e-4}, {"params": list(model.classifier.parameters()), "lr": 2e-3}]
@@ -36,7 +44,8 @@ def train_last_stage(model: nn.Module, train: Pictures, recipe: Recipe | None, *
         whole = zip(as_stored(train.whole).split(64), train.targets.split(64), strict=True)
         timm_csg.assign_filters(model, whole, amp_dtype=torch.bfloat16)
     if recipe and list(model.mechanism.parameters()):
-        groups.append({"params": list(model.mechanism.parameters()), "lr": recipe.gate_lr / 3, "weight_decay": 0.0})
+        rate = recipe.gate_lr / 3 if mechanism_rate is None else mechanism_rate
+        groups.append({"params": list(model.mechanism.parameters()), "lr": rate, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
     steps, rates = epochs * (len(train.targets) // batch_size), [group["lr"] for group in groups]
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps, pct_start=0.15, cycle_momentum=False)
