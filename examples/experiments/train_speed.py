@@ -2,23 +2,25 @@
 
 python examples/experiments/train_speed.py pytorch-image-models/train.py
 
-Both are started as a user would start them, in turns, on class folders drawn here. Every round runs each contestant
-twice, with --epochs and with one epoch, in changing order: the difference of the two is the time of the epochs in
-between, validation and checkpoints included, the start and our measurements at the end left out. Clock and processor
-time are reported. timm's script takes part twice: its ratio to itself is the error of this measurement.
+Both are started as a user would start them, on class folders drawn here. An epoch is the time from one line of a
+command's log to the next, so that validation and checkpoints count, but neither the start nor our measurements at the
+end. Two commands run side by side, each on cores of its own and all others idle, and then once more with cores
+exchanged: what slows the machine down slows both. timm's script also runs beside itself: the error of the measurement.
+A GPU cannot be shared like that; there (--device cuda) they take turns. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import random
-import resource
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,54 +41,61 @@ def draw_pictures(folder: Path, number: int) -> None:
             coarse.resize((160, 160), Image.Resampling.BICUBIC).save(path, quality=87)
 
 
-def commands(args: argparse.Namespace, pictures: Path, output: Path) -> dict[str, list[str]]:
-    """How each contestant is started, without its epochs; all augment and validate alike."""
-    shared = [
-        "--model",
-        args.model,
-        "--img-size",
-        args.size,
-        "--batch-size",
-        args.batch_size,
-        "--workers",
-        args.workers,
-    ]
-    shared += ["--device", args.device, "--opt", "sgd", "--lr", 0.02, "--warmup-epochs", 0]
+def command_of(name: str, args: argparse.Namespace, pictures: Path, output: Path) -> list[str]:
+    """How a contestant is started, ``timm`` or a recipe of ``timm-csg train``; all augment and validate alike."""
+    shared = ["--model", args.model, "--img-size", args.size, "--batch-size", args.batch_size, "--epochs", args.epochs]
+    shared += ["--workers", args.workers, "--device", args.device, "--opt", "sgd", "--lr", 0.02, "--warmup-epochs", 0]
     shared += ["--scale", 0.35, 1.0, "--hflip", 0.5, "--color-jitter", 0.4]
     shared += ["--weight-decay", 1e-4, "--output", output]
     timm = [args.train, "--data-dir", pictures, "--num-classes", CLASSES, "--smoothing", 0]
-    timm += ["--train-interpolation", "bilinear", *shared]
-    ours = ["-m", "timm_csg", "train", "--data", f"folder:{pictures}", "--quiet", *shared]
-    found = {"timm": timm, "timm again": timm}
-    found |= {f"timm-csg {recipe}": [*ours, "--recipe", recipe] for recipe in args.recipe}
-    return {name: [sys.executable, *map(str, command)] for name, command in found.items()}
+    timm += ["--train-interpolation", "bilinear"]
+    ours = ["-m", "timm_csg", "train", "--data", f"folder:{pictures}", "--quiet", "--recipe", name]
+    return [sys.executable, *map(str, timm if name == "timm" else ours), *map(str, shared)]
 
 
-def seconds(command: list[str]) -> tuple[float, float]:
-    """Clock and processor time of one process and its workers.
+def epochs_done(folder: Path) -> int:
+    """Lines of the log of a run: ``log.csv`` of timm-csg, ``summary.csv`` of timm's script, one folder deeper."""
+    logs = [*folder.glob("log.csv"), *folder.glob("*/summary.csv")]
+    return max(0, len(logs[0].read_text().splitlines()) - 1) if logs else 0
+
+
+def race(commands: list[list[str]], outputs: list[Path], epochs: int) -> list[float]:
+    """Seconds of an epoch of each command, all at the same time, each on its share of the cores: median of all but one.
 
     Raises:
-        SystemExit: If it fails; with the end of what it printed.
+        SystemExit: If one fails; with the end of what it printed.
     """
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
-    clock, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\nfailed: {(done.stderr or done.stdout)[-2000:]}")
-    return clock, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    cores, share = sorted(os.sched_getaffinity(0)), max(1, len(os.sched_getaffinity(0)) // len(commands))
+    times: list[list[float]] = [[] for _ in commands]
+    running = []
+    for index, (command, output) in enumerate(zip(commands, outputs, strict=True)):
+        keep_to = partial(os.sched_setaffinity, 0, cores[index * share : (index + 1) * share])
+        with output.with_suffix(".log").open("w") as log:
+            running.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=keep_to))
+    while any(process.poll() is None for process in running) and any(len(seen) < epochs for seen in times):
+        time.sleep(0.02)
+        for seen, output in zip(times, outputs, strict=True):
+            if epochs_done(output) > len(seen):
+                seen.append(time.perf_counter())
+    for process, output in zip(running, outputs, strict=True):
+        if process.wait():
+            raise SystemExit(f"{process.args}\nfailed: {output.with_suffix('.log').read_text()[-2000:]}")
+    return [statistics.median(after - before for before, after in itertools.pairwise(seen)) for seen in times]
 
 
-def one_round(args: argparse.Namespace, pictures: Path, order: list[str]) -> dict[str, tuple[float, float]]:
-    """Clock and processor time of an epoch of each contestant."""
-    found = {}
-    for name in order:
-        times = []
-        for epochs in (args.epochs, 1):
-            with tempfile.TemporaryDirectory() as output:
-                command = commands(args, pictures, Path(output) / "run")[name]
-                times.append(seconds([*command, "--epochs", str(epochs)]))
-        clock, processor = ((longer - shorter) / (args.epochs - 1) for longer, shorter in zip(*times, strict=True))
-        found[name] = (clock, processor)
+def one_round(args: argparse.Namespace, pictures: Path, rival: str) -> list[tuple[float, float]]:
+    """Seconds of an epoch, timm's and the rival's, twice: with cores exchanged or, on a GPU, one after the other."""
+    found = []
+    for order in (["timm", rival], [rival, "timm"]):
+        with tempfile.TemporaryDirectory() as folder:
+            outputs = [Path(folder) / f"run{index}" for index in (0, 1)]
+            commands = [command_of(name, args, pictures, run) for name, run in zip(order, outputs, strict=True)]
+            if args.device == "cpu":
+                times = race(commands, outputs, args.epochs)
+            else:
+                times = [race([commands[turn]], [outputs[turn]], args.epochs)[0] for turn in (0, 1)]
+        timm = 0 if order[0] == "timm" else 1
+        found.append((times[timm], times[1 - timm]))
     return found
 
 
@@ -97,26 +106,25 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--size", type=int, default=128, help="side of the model's input, in pixels")
     parser.add_argument("--pictures", type=int, default=640, help="for training")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=4, help="of the longer run; the shorter one has 1")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=4, help="of every run; the first is not timed")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--recipe", nargs="*", default=["standard", "assigned"])
+    parser.add_argument("--rival", nargs="*", default=["timm", "standard", "assigned"])
     args = parser.parse_args(arguments)
-    rounds = []
+    result = {}
     with tempfile.TemporaryDirectory() as folder:
         draw_pictures(Path(folder), args.pictures)
-        order = list(commands(args, Path(folder), Path(folder)))
-        for index in range(args.rounds):
-            random.Random(index).shuffle(order)
-            rounds.append(one_round(args, Path(folder), order))
-            print(json.dumps(rounds[-1]), flush=True)
-    result = {}
-    for name in rounds[0]:
-        clock, processor = (statistics.median(one[name][kind] / one["timm"][kind] for one in rounds) for kind in (0, 1))
-        speed = args.pictures / statistics.median(one[name][0] for one in rounds)
-        result[name] = {"pictures_per_second": speed, "clock": clock, "processor": processor}
-        print(f"{name}: {speed:.1f} pictures/s; time x {clock:.3f} timm's, processor time x {processor:.3f}")
+        for rival in args.rival:
+            pairs = [pair for _ in range(args.rounds) for pair in one_round(args, Path(folder), rival)]
+            ratios = [theirs / timm for timm, theirs in pairs]
+            speeds = [args.pictures / statistics.median(side) for side in zip(*pairs, strict=True)]
+            result[rival] = {
+                "ratio": statistics.geometric_mean(ratios),
+                "ratios": ratios,
+                "pictures_per_second": speeds,
+            }
+            print(f"{rival}: {result[rival]['ratio']:.3f} times timm's time; {json.dumps(result[rival])}", flush=True)
     return result
 
 
