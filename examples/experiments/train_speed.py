@@ -6,16 +6,15 @@ Both are started as a user would start them, on class folders drawn here. An epo
 command's log to the next, so that validation and checkpoints count, but neither the start nor our measurements at the
 end. Two commands run side by side, each on cores of its own and all others idle, and then once more with cores
 exchanged: what slows the machine down slows both. timm's script also runs beside itself: the error of the measurement.
+Beside the clock's time stands the processor's, of which other programs take little.
 A GPU cannot be shared like that; there (--device cuda) they take turns. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -59,14 +58,20 @@ def epochs_done(folder: Path) -> int:
     return max(0, len(logs[0].read_text().splitlines()) - 1) if logs else 0
 
 
-def race(commands: list[list[str]], outputs: list[Path], epochs: int) -> list[float]:
-    """Seconds of an epoch of each command, all at the same time, each on its share of the cores: median of all but one.
+def processor_time(process: subprocess.Popen) -> float:
+    """Seconds that a running process has used so far, of the kernel too; without its loading processes."""
+    ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+def race(commands: list[list[str]], outputs: list[Path], epochs: int) -> list[np.ndarray]:
+    """Clock and processor time of an epoch of each command, all at once, each on its share of the cores: medians.
 
     Raises:
         SystemExit: If one fails; with the end of what it printed.
     """
     cores, share = sorted(os.sched_getaffinity(0)), max(1, len(os.sched_getaffinity(0)) // len(commands))
-    times: list[list[float]] = [[] for _ in commands]
+    times: list[list[tuple[float, float]]] = [[] for _ in commands]
     running = []
     for index, (command, output) in enumerate(zip(commands, outputs, strict=True)):
         keep_to = partial(os.sched_setaffinity, 0, cores[index * share : (index + 1) * share])
@@ -74,28 +79,28 @@ def race(commands: list[list[str]], outputs: list[Path], epochs: int) -> list[fl
             running.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=keep_to))
     while any(process.poll() is None for process in running) and any(len(seen) < epochs for seen in times):
         time.sleep(0.02)
-        for seen, output in zip(times, outputs, strict=True):
+        for seen, process, output in zip(times, running, outputs, strict=True):
             if epochs_done(output) > len(seen):
-                seen.append(time.perf_counter())
+                seen.append((time.perf_counter(), processor_time(process)))
     for process, output in zip(running, outputs, strict=True):
         if process.wait():
             raise SystemExit(f"{process.args}\nfailed: {output.with_suffix('.log').read_text()[-2000:]}")
-    return [statistics.median(after - before for before, after in itertools.pairwise(seen)) for seen in times]
+    return [np.median(np.diff(seen, axis=0), axis=0) for seen in times]
 
 
-def one_round(args: argparse.Namespace, pictures: Path, rival: str) -> list[tuple[float, float]]:
-    """Seconds of an epoch, timm's and the rival's, twice: with cores exchanged or, on a GPU, one after the other."""
+def one_round(args: argparse.Namespace, pictures: Path, rival: str) -> list[list[np.ndarray]]:
+    """Times of an epoch, timm's and the rival's, twice: with cores exchanged or, on a GPU, one after the other."""
     found = []
-    for order in (["timm", rival], [rival, "timm"]):
+    for turned in (False, True):
         with tempfile.TemporaryDirectory() as folder:
-            outputs = [Path(folder) / f"run{index}" for index in (0, 1)]
-            commands = [command_of(name, args, pictures, run) for name, run in zip(order, outputs, strict=True)]
+            outputs = [Path(folder) / name for name in ("first", "second")]
+            names = [rival, "timm"] if turned else ["timm", rival]
+            commands = [command_of(name, args, pictures, run) for name, run in zip(names, outputs, strict=True)]
             if args.device == "cpu":
                 times = race(commands, outputs, args.epochs)
             else:
                 times = [race([commands[turn]], [outputs[turn]], args.epochs)[0] for turn in (0, 1)]
-        timm = 0 if order[0] == "timm" else 1
-        found.append((times[timm], times[1 - timm]))
+        found.append(times[::-1] if turned else times)
     return found
 
 
@@ -116,15 +121,14 @@ def main(arguments: list[str] | None = None) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         draw_pictures(Path(folder), args.pictures)
         for rival in args.rival:
-            pairs = [pair for _ in range(args.rounds) for pair in one_round(args, Path(folder), rival)]
-            ratios = [theirs / timm for timm, theirs in pairs]
-            speeds = [args.pictures / statistics.median(side) for side in zip(*pairs, strict=True)]
-            result[rival] = {
-                "ratio": statistics.geometric_mean(ratios),
-                "ratios": ratios,
-                "pictures_per_second": speeds,
-            }
-            print(f"{rival}: {result[rival]['ratio']:.3f} times timm's time; {json.dumps(result[rival])}", flush=True)
+            times = np.array([pair for _ in range(args.rounds) for pair in one_round(args, Path(folder), rival)])
+            ratios = times[:, 1] / times[:, 0]
+            clock, processor = np.exp(np.log(ratios).mean(axis=0)).tolist()
+            speeds = (args.pictures / np.median(times[:, :, 0], axis=0)).tolist()
+            result[rival] = {"clock": clock, "processor": processor, "pictures_per_second": speeds}
+            result[rival]["ratios"] = ratios.tolist()
+            print(f"{rival}: {clock:.3f} times timm's time, {processor:.3f} times its processor time", flush=True)
+            print(json.dumps(result[rival]), flush=True)
     return result
 
 
