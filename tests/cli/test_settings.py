@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from cli.folders_of_pictures import make_splits, train
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from timm_csg.cli import main
-from timm_csg.cli.build import check_knobs, chosen_recipes, make_model
+from timm_csg.cli.build import check_knobs, chosen_recipes, make_model, make_optimizers
 from timm_csg.cli.checkpoints import settings_of
 from timm_csg.cli.runs import RunFolder
 from timm_csg.cli.settings import TrainSettings
 from timm_csg.cli.train import default_output
 from timm_csg.hub_errors import HubError
+from timm_csg.recipes import RECIPES
 from timm_csg.schedule import Alternating, Joint
 
 
@@ -43,6 +45,19 @@ from timm_csg.schedule import Alternating, Joint
 def test_numbers_out_of_their_range_are_refused(name, value):
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} "):
         TrainSettings(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("head_lr", "expected"), [(1e-5, [1e-5, 1e-3]), (None, [4e-5, 4e-3])], ids=["authors", "default"]
+)
+def test_released_recipe_trains_the_classifier_at_the_rate_of_each_optimizer(head_lr, expected):
+    given = TrainSettings(recipe=["released"], pretrained=True, opt="adam", lr=1e-5, head_lr=head_lr, freeze="none")
+    settings, recipe = given.resolved(), RECIPES["released"]
+    model = make_model(replace(settings, pretrained=False), 10, recipe)
+    optimizers = make_optimizers(model, settings, recipe)
+    groups = [group for one in optimizers for group in one.param_groups]
+    found = [group["lr"] for group in groups if any(weight is model.fc.weight for weight in group["params"])]
+    assert found == pytest.approx(expected)
 
 
 def knobs(**options):

@@ -221,18 +221,22 @@ def make_model(settings: TrainSettings, num_classes: int, recipe: Recipe | None)
 
 
 def make_optimizers(model: nn.Module, settings: TrainSettings, recipe: Recipe | None) -> list[torch.optim.Optimizer]:
-    """One optimizer, or with ``separate_optimizers`` a second one for gated steps, all at the gate's learning rate."""
+    """One optimizer, or with ``separate_optimizers`` a second one for gated steps, all at the gate's learning rate.
+
+    The classifier's rate is as many times that of the other weights in both.
+    """
     gate_lr = None if recipe is None else recipe.gate_lr
-    rates = [settings.lr]
+    head_lr = settings.lr if settings.head_lr is None else settings.head_lr
+    rates = [(settings.lr, head_lr)]
     if recipe is not None and recipe.separate_optimizers:
-        rates.append(recipe.gate_lr)
+        rates.append((recipe.gate_lr, recipe.gate_lr * (head_lr / settings.lr)))
     return [
         create_optimizer_v2(
             param_groups(
                 model,
                 lr=rate,
                 gate_lr=gate_lr,
-                head_lr=settings.head_lr,
+                head_lr=head_rate,
                 weight_decay=settings.weight_decay,
                 layer_decay=settings.layer_decay,
             ),
@@ -240,7 +244,7 @@ def make_optimizers(model: nn.Module, settings: TrainSettings, recipe: Recipe | 
             lr=rate,
             momentum=settings.momentum,
         )
-        for rate in rates
+        for rate, head_rate in rates
     ]
 
 
