@@ -39,7 +39,7 @@ class TransformersTrainingMixin(TrainingMixin, _Host):  # type: ignore[misc]  # 
         >>> import timm_csg
         >>> class DifferentiationTrainer(TransformersTrainingMixin):  # and transformers.Trainer
         ...     schedule = timm_csg.Joint()
-        ...     gate_lr = 0.01
+        ...     gate_lr = 0.004  # as the recipe has it for AdamW
     """
 
     gate_lr: float | None = None
