@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from timm_csg.cli.build import data_config
 from timm_csg.cli.data import load_data
-from timm_csg.cli.distributed import GlobalBatches, Processes, epoch_order, run_together
+from timm_csg.cli.distributed import GlobalBatches, Processes, epoch_order, joined, run_together
 from timm_csg.cli.settings import TrainSettings
 
 COUNTS = (1, 2, 4)
@@ -99,6 +99,21 @@ def torchrun(count, *command):
     )
 
 
+def leave(rank, count, port):
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    asleep = time.sleep
+    time.sleep = lambda seconds: asleep(seconds + 2)  # the others ask again when the first one is long done
+    with joined("cpu") as processes:
+        if rank == 0:
+            asleep(1)
+        processes.wait_for_first("last")
+
+
+def test_first_process_does_not_leave_while_others_still_ask_its_store():
+    run_in_processes(leave, 2, free_port(), count=2)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The same training by one, two and four processes: what every process recorded, and the log.
@@ -111,11 +126,14 @@ def runs(tmp_path_factory):
     return {count: recorded(count, tmp_path_factory, f"{options} {schedule}") for count in COUNTS}
 
 
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
 def recorded(count, tmp_path_factory, options):
     folder = tmp_path_factory.mktemp(f"processes{count}")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        free_port = server.getsockname()[1]
-    run_in_processes(record, count, free_port, folder, options.split(), count=count)
+    run_in_processes(record, count, free_port(), folder, options.split(), count=count)
     said = "".join((folder / f"said{rank}.txt").read_text() for rank in range(count))
     assert said.count("On the validation images") == 1
     with (folder / "run" / "log.csv").open() as handle:

@@ -131,7 +131,9 @@ def joined(device: str) -> Iterator[Processes]:
         )
     find_device(kind)
     found = init_distributed_device_so(kind)
-    yield Processes(found["global_rank"], found["world_size"], torch.device(found["device"]))
+    processes = Processes(found["global_rank"], found["world_size"], torch.device(found["device"]))
+    yield processes
+    processes.sum([0])  # none leaves before all are done: without torchrun the first one holds the store that they ask
     dist.destroy_process_group()  # not after an error: it would wait for processes that are gone
 
 
