@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 
 import torch.multiprocessing
 
@@ -13,6 +14,18 @@ def run_in_processes(function, *arguments, count=1):
     """Call ``function(rank, *arguments)`` in new processes, in this one's environment; raises if one does."""
     every = (function, dict(os.environ), *arguments)
     torch.multiprocessing.start_processes(_in_environment, every, nprocs=count, start_method="forkserver")
+
+
+def free_port():
+    """A port of this machine that nobody uses."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def be_one_of(rank, count, port):
+    """From now on this process is one of several, as if ``srun`` had started them."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
 
 
 def _in_environment(rank, function, environment, *arguments):

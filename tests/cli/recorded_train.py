@@ -1,9 +1,9 @@
 """``timm-csg train`` as one of several processes, writing down every sample and the weights after every step."""
 
 import contextlib
-import os
 
 import torch
+from processes import be_one_of
 
 from timm_csg.cli import main
 from timm_csg.cli.data import Digits
@@ -35,9 +35,8 @@ def run(self, *parts):
 
 
 def record(rank, count, port, folder, options):
-    """Train as torchrun would have it; what is recorded and said is left in ``folder``."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    """Train as one of several; what is recorded and said is left in ``folder``."""
+    be_one_of(rank, count, port)
     Training._step, Digits.__getitem__, Training._begin, Training.run = step, item, begin, run
     with (folder / f"said{rank}.txt").open("w") as said, contextlib.redirect_stdout(said):
         status = main(["train", "--output", str(folder / "run"), *options])

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,9 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from cli.recorded_train import record
-from processes import FORKS, run_in_processes
+from cli.unmeasured import leave_out_measuring
+from processes import FORKS, be_one_of, free_port, run_in_processes
 from torch.utils.data import DataLoader
 
+from timm_csg.cli import main
+from timm_csg.cli import train as train_module
 from timm_csg.cli.build import data_config
 from timm_csg.cli.data import load_data
 from timm_csg.cli.distributed import GlobalBatches, Processes, epoch_order, joined, run_together
@@ -100,8 +102,7 @@ def torchrun(count, *command):
 
 
 def leave(rank, count, port):
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    be_one_of(rank, count, port)
     asleep = time.sleep
     time.sleep = lambda seconds: asleep(seconds + 2)  # the others ask again when the first one is long done
     with joined("cpu") as processes:
@@ -114,6 +115,29 @@ def test_first_process_does_not_leave_while_others_still_ask_its_store():
     run_in_processes(leave, 2, free_port(), count=2)
 
 
+def train_without_report(rank, count, port, output):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    be_one_of(rank, count, port)
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_measuring(patch)
+        patch.setattr(train_module, "report_of_run", fail)  # which the first process alone calls
+        status = main(["train", "--recipe", "assigned", "--epochs", "1", "--quiet", "--output", str(output)])
+    raise SystemExit(status)
+
+
+@pytest.mark.slow
+def test_others_do_not_wait_for_a_first_process_that_could_not_finish(tmp_path):
+    port = free_port()
+    started = [FORKS.Process(target=train_without_report, args=(rank, 2, port, tmp_path / "run")) for rank in (0, 1)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [1, 0]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The same training by one, two and four processes: what every process recorded, and the log.
@@ -124,11 +148,6 @@ def runs(tmp_path_factory):
     options = "--recipe paper --model test_convnext --img-size 32 --batch-size 240 --epochs 4 --lr 0.02"
     schedule = "--paths alternating --path-unit step --no-aug --device cpu"
     return {count: recorded(count, tmp_path_factory, f"{options} {schedule}") for count in COUNTS}
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def recorded(count, tmp_path_factory, options):

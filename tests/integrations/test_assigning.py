@@ -2,13 +2,12 @@
 
 import logging
 import os
-import socket
 
 import pytest
 import timm
 import torch
 from integrations.hosts import BATCHES, HOSTS, Loader, Training
-from processes import run_in_processes
+from processes import free_port, run_in_processes
 from timm.utils.model import unwrap_model
 
 import timm_csg
@@ -65,10 +64,8 @@ def train_in_process(rank, host, folder):
     ],
 )
 def test_two_processes_have_the_assignment_of_all_pictures(host, tmp_path, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        free_port = server.getsockname()[1]
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(free_port))
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
     run_in_processes(train_in_process, host, tmp_path, count=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert torch.equal(first["mechanism.owned"], second["mechanism.owned"])

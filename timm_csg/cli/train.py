@@ -62,7 +62,7 @@ def train(settings: TrainSettings, output: Path, *, console: Console | None = No
             for name, recipe in recipes.items():
                 run.train(name, recipe)
             run.report()
-        return run.results()
+    return run.results()  # of what failed only the first process knows; none waits for it any more
 
 
 def _prepare(
