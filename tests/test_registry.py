@@ -101,9 +101,9 @@ def layout(name):
     return "NLC" if of_tokens or matches(name, TOKENS) else "NCHW"
 
 
-def build(name, device="meta", **kwargs):
-    """A model without weights; drawing some for the meta device would take a quarter of the time."""
-    with torch.device(device), mock.patch("timm.layers.weight_init._trunc_normal_", lambda weight, *_: weight):
+def build(name, **kwargs):
+    """A model without weights; drawing some for the meta device would take a quarter of the time or more."""
+    with torch.device("meta"), mock.patch("timm.layers.weight_init._trunc_normal_", lambda weight, *_: weight):
         return timm.create_model(name, **kwargs).eval()
 
 

@@ -226,17 +226,16 @@ def make_optimizers(model: nn.Module, settings: TrainSettings, recipe: Recipe | 
     The classifier's rate is as many times that of the other weights in both.
     """
     gate_lr = None if recipe is None else recipe.gate_lr
-    head_lr = settings.lr if settings.head_lr is None else settings.head_lr
-    rates = [(settings.lr, head_lr)]
+    rates = [settings.lr]
     if recipe is not None and recipe.separate_optimizers:
-        rates.append((recipe.gate_lr, recipe.gate_lr * (head_lr / settings.lr)))
+        rates.append(recipe.gate_lr)
     return [
         create_optimizer_v2(
             param_groups(
                 model,
                 lr=rate,
                 gate_lr=gate_lr,
-                head_lr=head_rate,
+                head_lr=None if settings.head_lr is None else settings.head_lr * (rate / settings.lr),
                 weight_decay=settings.weight_decay,
                 layer_decay=settings.layer_decay,
             ),
@@ -244,7 +243,7 @@ def make_optimizers(model: nn.Module, settings: TrainSettings, recipe: Recipe | 
             lr=rate,
             momentum=settings.momentum,
         )
-        for rate, head_rate in rates
+        for rate in rates
     ]
 
 
